@@ -1,0 +1,1 @@
+//! Rollcall, a real-time attendance server: configuration, command line, telemetry, lifecycle.

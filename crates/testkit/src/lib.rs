@@ -1,0 +1,1 @@
+//! Development only: the store conformance suite, fixtures and the spawned-server harness.
