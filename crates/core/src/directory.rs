@@ -110,9 +110,10 @@ impl Directory {
         cache: &Cache<K, Arc<V>>,
         read: impl Future<Output = Result<Option<V>, StoreError>>,
     ) -> Result<Option<Arc<V>>, Error> {
-        let before = self.changes.load(Ordering::Acquire);
+        // What was read while nothing was followed may have changed unheard since, and would never be removed.
+        let before = self.trusted().then(|| self.changes.load(Ordering::Acquire));
         let value = read.await?.map(Arc::new);
-        if let Some(value) = &value {
+        if let (Some(value), Some(before)) = (&value, before) {
             cache.insert(id, Arc::clone(value));
             // A change that came between is already removed, or is seen here: either way no old value stays.
             if self.changes.load(Ordering::Acquire) != before {
