@@ -37,8 +37,7 @@ impl TeacherSignup {
     }
 }
 
-/// What somebody who signs up says.
-#[derive(Debug)]
+/// What somebody who signs up says. There is no `Debug`: the password must not reach a log.
 pub struct SignUp<'a> {
     /// The person's name.
     pub name: &'a str,
