@@ -106,6 +106,24 @@ pub struct SessionChange {
     pub entry: LogEntry,
 }
 
+impl SessionChange {
+    /// Whether `command`, given for `target` with `origin`, is the command that made this change, sent again within
+    /// [`REPEAT_WINDOW`].
+    ///
+    /// A class or a session that is named must be this change's: who runs two classes may number the requests of
+    /// each from 1. Where none is named any session counts, since DONE may have moved the target meanwhile.
+    pub fn is_repeated_by(&self, target: Target, command: &Command, origin: &Origin) -> bool {
+        let concerned = match target {
+            Target::Class(class) => class == self.class_id,
+            Target::Session(session) => session == self.session_id,
+            Target::OpenedBy(_) => true,
+        };
+        // The clock may have been set back meanwhile.
+        let age = Duration::from_millis(origin.at.millis().abs_diff(self.entry.origin.at.millis()));
+        concerned && age < REPEAT_WINDOW && self.entry.is_repeated_by(command, origin)
+    }
+}
+
 /// What became of a command to an open session.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
@@ -211,8 +229,8 @@ pub trait Sessions {
     /// Puts a command into the session's queue and answers with its receipt. Commands take effect in the order in
     /// which these calls returned. Waits while the queue is full.
     ///
-    /// A command with a [`crate::session::OperationId::Client`] that the same actor gave within [`REPEAT_WINDOW`],
-    /// for the same command, in any session, is not done again.
+    /// A command with a [`crate::session::OperationId::Client`] for which a committed change of the same actor answers
+    /// [`SessionChange::is_repeated_by`], be its session open or finished, is not done again.
     async fn submit(&self, target: Target, command: Command, origin: Origin) -> Result<Receipt<Outcome>, StoreError>;
 
     /// The open session of a class with its roster and marks.
@@ -227,7 +245,7 @@ pub trait Sessions {
     /// among those of the student's classes.
     async fn own_mark(&self, student: UserId, class: Option<ClassId>) -> Result<OwnMark, StoreError>;
 
-    /// The class's sessions, newest first. `page.after` is the first revision of the last one already seen.
+    /// The class's sessions, newest first: only those whose first revision is less than `page.after`.
     async fn sessions(&self, class: ClassId, page: Page<Revision>) -> Result<Vec<SessionInfo>, StoreError>;
     /// A session of the class, open or finished.
     async fn session(&self, class: ClassId, id: SessionId) -> Result<Option<SessionInfo>, StoreError>;

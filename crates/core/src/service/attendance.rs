@@ -12,9 +12,10 @@ use crate::id::{ClassId, Ids, SessionId, UserId};
 use crate::policy::{ClassAccess, OwnClass, Student, Teacher};
 use crate::record::Record;
 use crate::session::{
-    Actor, Command, Door, LogEntry, Mark, OpenSession, OperationId, Origin, Refusal, Revision, SessionInfo, Status,
+    Actor, Command, Door, LogEntry, Mark, OpenSession, OperationId, Origin, Refusal, Revision, SessionInfo,
+    SessionState, Status,
 };
-use crate::store::{Outcome, OwnMark, Page, SessionChange, Started, Store, Target};
+use crate::store::{Outcome, OwnMark, Page, SessionChange, Started, Store, StoreError, Target};
 use crate::time::Clock;
 use crate::user::Person;
 
@@ -151,58 +152,48 @@ impl Attendance {
             ClassAccess::Owner(_) => None,
             ClassAccess::Enrolled(student, _) => Some(student.id()),
         };
-        let records = self.store.records(id, student).await?;
-        let log = self.store.log(id, student, page).await?;
+        // An open session goes on between these reads: what is shown is how it stood at `info.revision`.
+        let records = match info.state {
+            SessionState::Open => Vec::new(),
+            SessionState::Finished { .. } => self.store.records(id, student).await?,
+        };
+        let mut log = self.store.log(id, student, page).await?;
+        log.retain(|entry| entry.revision <= info.revision);
         Ok(History { info, records, log })
     }
 
     /// What happened in a class after `since`, for somebody who hears of the class: the rest of the session that
     /// `since` fell into, if it ended meanwhile only its end, and all of the class's last session.
     pub async fn missed(&self, class: ClassId, since: Revision) -> Result<Vec<Arc<SessionChange>>, Error> {
-        let newest = self.store.sessions(class, Page { after: None, limit: 1 }).await?;
-        let Some(last) = newest.into_iter().next() else { return Ok(Vec::new()) };
+        let Some(last) = self.newest_session(class, None).await? else { return Ok(Vec::new()) };
         let mut missed = Vec::new();
-        if since.0 > 0 && since < last.first_revision {
-            missed.extend(self.end_of_session_at(class, since, last.first_revision).await?);
+        if since >= last.revision {
+            return Ok(missed);
+        }
+        if since.0 > 0
+            && since < last.first_revision
+            && let Some(cut_short) = self.newest_session(class, Some(since.next())).await?
+            && since < cut_short.revision
+        {
+            let end = Page { after: Some(Revision(cut_short.revision.0 - 1)), limit: 1 };
+            missed.extend(changes(&cut_short, self.store.log(cut_short.id, None, end).await?));
         }
         let mut page = Page { after: Some(since), limit: 1_000 };
         loop {
             let entries = self.store.log(last.id, None, page).await?;
             let Some(entry) = entries.last() else { return Ok(missed) };
             page.after = Some(entry.revision);
-            missed.extend(
-                entries
-                    .into_iter()
-                    .map(|entry| Arc::new(SessionChange { session_id: last.id, class_id: class, entry })),
-            );
+            missed.extend(changes(&last, entries));
         }
     }
 
-    /// The last entry of the session that contains the revision after `since`, among those before `before`.
-    async fn end_of_session_at(
-        &self,
-        class: ClassId,
-        since: Revision,
-        before: Revision,
-    ) -> Result<Option<Arc<SessionChange>>, Error> {
-        let mut after = Some(before);
-        loop {
-            let page = self.store.sessions(class, Page { after, limit: 100 }).await?;
-            let Some(oldest) = page.last() else { return Ok(None) };
-            if let Some(info) = page.iter().find(|info| info.first_revision <= since) {
-                if info.revision <= since {
-                    return Ok(None);
-                }
-                let end = Page { after: Some(Revision(info.revision.0 - 1)), limit: 1 };
-                let entry = self.store.log(info.id, None, end).await?.into_iter().next();
-                let change = |entry| Arc::new(SessionChange { session_id: info.id, class_id: class, entry });
-                return Ok(entry.map(change));
-            }
-            after = Some(oldest.first_revision);
-        }
+    /// The class's last session, of those that began before `before` if that is given.
+    async fn newest_session(&self, class: ClassId, before: Option<Revision>) -> Result<Option<SessionInfo>, Error> {
+        Ok(self.store.sessions(class, Page { after: before, limit: 1 }).await?.into_iter().next())
     }
 
-    /// Ends every session that is older than `age`, as DONE would. Answers with how many it ended.
+    /// Ends every session that is older than `age`, as DONE would. Answers with how many it ended. One that cannot
+    /// be ended does not keep the others open.
     pub async fn finish_older_than(&self, age: Duration) -> Result<usize, Error> {
         let mut finished = 0;
         for id in self.store.sessions_older_than(age).await? {
@@ -214,8 +205,11 @@ impl Attendance {
                 operation: OperationId::Door(self.ids.next(self.clock.now()).to_string().into()),
             };
             let receipt = self.store.submit(Target::Session(id), Command::Finish, origin).await?;
-            if matches!(receipt.await?, Outcome::Done(_)) {
-                finished += 1;
+            match receipt.await {
+                Ok(Outcome::Done(_)) => finished += 1,
+                Ok(Outcome::Repeated(_) | Outcome::Refused { .. }) => {}
+                Err(StoreError::Internal(cause)) => tracing::error!(session = %id, cause, "cannot end an old session"),
+                Err(error) => return Err(error.into()),
             }
         }
         Ok(finished)
@@ -233,6 +227,11 @@ impl Attendance {
         let operation = request.unwrap_or_else(|| OperationId::Door(self.ids.next(at).to_string().into()));
         Origin { by: Actor::User(by), at, door, address, operation }
     }
+}
+
+fn changes(session: &SessionInfo, log: Vec<LogEntry>) -> impl Iterator<Item = Arc<SessionChange>> {
+    let (session_id, class_id) = (session.id, session.class_id);
+    log.into_iter().map(move |entry| Arc::new(SessionChange { session_id, class_id, entry }))
 }
 
 fn access_class(access: &ClassAccess) -> ClassId {
