@@ -1,1 +1,3 @@
 //! Development only: the store conformance suite, fixtures and the spawned-server harness.
+
+pub mod server;
