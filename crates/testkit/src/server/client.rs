@@ -154,7 +154,8 @@ impl Call {
     pub async fn attempt(self) -> reqwest::Result<Answer> {
         let response = self.request.send().await?;
         let (status, headers) = (response.status().as_u16(), response.headers().clone());
-        Ok(Answer { what: self.what, status, headers, body: response.bytes().await?.to_vec() })
+        let path = response.url().path().to_owned();
+        Ok(Answer { what: self.what, path, status, headers, body: response.bytes().await?.to_vec() })
     }
 
     /// Makes the call.
@@ -167,6 +168,8 @@ impl Call {
 /// What came back.
 pub struct Answer {
     what: String,
+    /// The path that answered, after redirections.
+    pub path: String,
     /// The status code.
     pub status: u16,
     /// The headers.

@@ -1,10 +1,11 @@
 //! WebSocket: a client that says what it wants and what it does not want to hear.
 
 use std::fmt;
+use std::io;
 
 use futures_util::{SinkExt as _, StreamExt as _};
 use serde_json::{Value, json};
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::timeout;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest as _;
@@ -22,11 +23,17 @@ pub struct Dial {
     authority: String,
     query: String,
     headers: Vec<(&'static str, String)>,
+    receive_buffer: Option<u32>,
 }
 
 impl Dial {
     pub(super) fn new(authority: &str, token: &str) -> Self {
-        Self { authority: authority.to_owned(), query: format!("?token={token}"), headers: Vec::new() }
+        Self {
+            authority: authority.to_owned(),
+            query: format!("?token={token}"),
+            headers: Vec::new(),
+            receive_buffer: None,
+        }
     }
 
     /// Sends the token as a subprotocol instead of in the address.
@@ -54,6 +61,12 @@ impl Dial {
         self
     }
 
+    /// Has the operating system keep little of what comes and is not read.
+    pub fn small_buffers(mut self) -> Self {
+        self.receive_buffer = Some(4096);
+        self
+    }
+
     /// Sends a header.
     pub fn header(mut self, name: &'static str, value: impl Into<String>) -> Self {
         self.headers.push((name, value.into()));
@@ -75,7 +88,7 @@ impl Dial {
             request.headers_mut().append(HeaderName::from_static(name), HeaderValue::from_str(&value)?);
         }
         let connect = async {
-            let stream = TcpStream::connect(&self.authority).await?;
+            let stream = connect(&self.authority, self.receive_buffer).await?;
             stream.set_nodelay(true)?;
             // Thousands of these fit into one process.
             let config = WebSocketConfig::default().read_buffer_size(4096);
@@ -86,6 +99,15 @@ impl Dial {
         let protocol = protocol.and_then(|value| value.to_str().ok()).map(str::to_owned);
         Ok(Socket { stream, protocol, fences: 0 })
     }
+}
+
+async fn connect(authority: &str, receive_buffer: Option<u32>) -> io::Result<TcpStream> {
+    let Some(size) = receive_buffer else { return TcpStream::connect(authority).await };
+    let not_found = || io::Error::from(io::ErrorKind::AddrNotAvailable);
+    let address = tokio::net::lookup_host(authority).await?.next().ok_or_else(not_found)?;
+    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    socket.set_recv_buffer_size(size)?;
+    socket.connect(address).await
 }
 
 /// One frame from the server.
