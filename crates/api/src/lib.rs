@@ -1,1 +1,166 @@
-//! All of Rollcall that a client can see: routes, frames, errors, tokens, documentation.
+//! All of Rollcall that a client can see: routes, frames, envelopes, error texts, tokens, limits, documentation.
+//!
+//! There are two doors and one set of verbs: [`routes`] is the HTTP door, [`ws`] the WebSocket door, and both call
+//! [`rollcall_core::service`]. [`feed`] turns what the store committed into frames.
+
+mod error;
+mod extract;
+mod feed;
+mod limits;
+mod middleware;
+mod model;
+mod openapi;
+mod routes;
+mod token;
+mod ws;
+
+use std::hash::{BuildHasher, RandomState};
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use axum::Router;
+use axum::http::{HeaderValue, Method, header};
+use axum::response::IntoResponse;
+use ipnet::IpNet;
+use metrics_exporter_prometheus::PrometheusHandle;
+use rollcall_core::service::Services;
+use rollcall_realtime::Hub;
+use secrecy::SecretSlice;
+use tower_http::cors::{AllowOrigin, CorsLayer};
+
+pub use openapi::openapi;
+
+use crate::error::ApiError;
+use crate::limits::{Keyed, Limit};
+
+/// What an operator can set of what clients see.
+pub struct ApiConfig {
+    /// The key that tokens are signed with, at least 32 bytes.
+    pub jwt_secret: SecretSlice<u8>,
+    /// How long a token is good.
+    pub token_ttl: Duration,
+    /// The origins whose pages may call, beside the server's own; `*` is any.
+    pub allowed_origins: Vec<String>,
+    /// The networks of proxies whose `X-Forwarded-For` is believed.
+    pub trusted_proxies: Vec<IpNet>,
+    /// Whether there are limits on logins, sign-ups, messages and sockets.
+    pub limits: bool,
+    /// Where the figures for Prometheus are shown; `None` is nowhere.
+    pub metrics: Option<MetricsRoute>,
+}
+
+/// Where the figures for Prometheus are shown.
+pub enum MetricsRoute {
+    /// At `/metrics`, to loopback peers alone.
+    LoopbackOnly(PrometheusHandle),
+    /// On an address of its own, by [`metrics_router`].
+    Elsewhere,
+}
+
+/// The limits on what one address or account can do, each generous to a whole school behind one address.
+struct Limits {
+    logins_of_account: Keyed<u64>,
+    logins_of_address: Keyed<IpAddr>,
+    signups: Keyed<IpAddr>,
+}
+
+impl Limits {
+    fn new() -> Self {
+        let quarter = Duration::from_mins(15);
+        Self {
+            logins_of_account: Keyed::new(Limit::new(10, 10, quarter)),
+            logins_of_address: Keyed::new(Limit::new(300, 300, quarter)),
+            signups: Keyed::new(Limit::new(300, 1_000, Duration::from_hours(1))),
+        }
+    }
+}
+
+/// What both doors share.
+pub struct Api {
+    services: Arc<Services>,
+    hub: Arc<Hub>,
+    tokens: token::Tokens,
+    allowed_origins: Vec<String>,
+    trusted_proxies: Vec<IpNet>,
+    limits: Option<Limits>,
+    /// Secret, so that nobody can choose addresses that share a limit.
+    limit_hasher: RandomState,
+    metrics: Option<MetricsRoute>,
+    /// Commands whose sender named them: the answer to each carries its name.
+    named: ws::NamedCommands,
+    following: AtomicBool,
+    draining: AtomicBool,
+}
+
+impl Api {
+    /// The doors to `services`, with sockets in `hub`.
+    pub fn new(services: Arc<Services>, hub: Arc<Hub>, config: ApiConfig) -> Arc<Self> {
+        Arc::new(Self {
+            services,
+            hub,
+            tokens: token::Tokens::new(&config.jwt_secret, config.token_ttl),
+            allowed_origins: config.allowed_origins,
+            trusted_proxies: config.trusted_proxies,
+            limits: config.limits.then(Limits::new),
+            limit_hasher: RandomState::new(),
+            metrics: config.metrics,
+            named: ws::NamedCommands::default(),
+            following: AtomicBool::new(false),
+            draining: AtomicBool::new(false),
+        })
+    }
+
+    /// Everything that a client can call. Serve it with `ConnectInfo<SocketAddr>`.
+    pub fn router(self: &Arc<Self>) -> Router {
+        let (router, _) = routes::documented().split_for_parts();
+        let router = router
+            .merge(routes::docs())
+            .fallback(async || ApiError::NotFound)
+            .method_not_allowed_fallback(async || ApiError::MethodNotAllowed);
+        let router = middleware::wrap(router, self);
+        match self.cors() {
+            Some(cors) => router.layer(cors),
+            None => router,
+        }
+        .with_state(Arc::clone(self))
+    }
+
+    /// From now on the server is not ready; what is open goes on.
+    pub fn start_draining(&self) {
+        self.draining.store(true, Ordering::Relaxed);
+    }
+
+    /// Pages of other origins may call only where the operator named them.
+    fn cors(&self) -> Option<CorsLayer> {
+        if self.allowed_origins.is_empty() {
+            return None;
+        }
+        let origins = if self.allowed_origins.iter().any(|origin| origin == "*") {
+            AllowOrigin::any()
+        } else {
+            AllowOrigin::list(self.allowed_origins.iter().filter_map(|origin| HeaderValue::from_str(origin).ok()))
+        };
+        Some(
+            CorsLayer::new()
+                .allow_origin(origins)
+                .allow_methods([Method::GET, Method::POST, Method::PATCH, Method::DELETE])
+                .allow_headers([header::AUTHORIZATION, header::CONTENT_TYPE])
+                .expose_headers([header::RETRY_AFTER])
+                .max_age(Duration::from_hours(1)),
+        )
+    }
+
+    /// What a limit on an e-mail address is counted by.
+    fn limits_key(&self, email: &str) -> u64 {
+        self.limit_hasher.hash_one(email)
+    }
+}
+
+/// The figures for Prometheus on an address of their own.
+pub fn metrics_router(handle: PrometheusHandle) -> Router {
+    Router::new()
+        .route("/metrics", axum::routing::get(async move || routes::metrics(&handle)))
+        .fallback(async || ApiError::NotFound.into_response())
+}
