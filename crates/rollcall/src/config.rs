@@ -1,0 +1,536 @@
+//! The configuration: validated types made of [`crate::settings`], in one place.
+//!
+//! All mistakes are collected and told together, each with the setting's name, its value (secrets masked) and what
+//! would be right.
+
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use ipnet::IpNet;
+use jiff::{SignedDuration, Span, SpanRelativeTo};
+use rollcall_core::service::TeacherSignup;
+use secrecy::{SecretSlice, SecretString};
+use tracing_subscriber::EnvFilter;
+
+use crate::passwords;
+use crate::settings::{Given, Settings, Source};
+
+/// The fewest bytes of a token secret: as many as the signature has (RFC 7518, 3.2).
+pub(crate) const SECRET_MIN_BYTES: usize = 32;
+const DAY: Duration = Duration::from_hours(24);
+const LONGEST: Duration = DAY.saturating_mul(3650);
+const DURATION: &str = "a duration from 1s to 3650d, such as 90s, 30m, 24h or 7d";
+const ADDRESS: &str = "an IP address and a port, such as 127.0.0.1:8000, 0.0.0.0:8000 or [::]:8000";
+
+/// The configuration of a server.
+#[derive(Debug)]
+pub(crate) struct Config {
+    /// The database's file.
+    pub database: PathBuf,
+    /// Where to listen.
+    pub listen: SocketAddr,
+    /// What tokens are signed with; `None` is the secret beside the database.
+    pub jwt_secret: Option<SecretSlice<u8>>,
+    /// How long a token is valid.
+    pub token_ttl: Duration,
+    /// The cost of new password hashes, as a power of two.
+    pub bcrypt_cost: u32,
+    /// Who may sign up as a teacher.
+    pub teacher_signup: TeacherSignup,
+    /// Origins of web pages that may use the server; none is its own host.
+    pub allowed_origins: Vec<String>,
+    /// Proxies whose word for a client's address is taken.
+    pub trusted_proxies: Vec<IpNet>,
+    /// Whether logins, sign-ups and messages are limited.
+    pub limits: bool,
+    /// Where metrics are served, if not on the main address.
+    pub metrics: Option<SocketAddr>,
+    /// After what time a session is finished that nobody finished.
+    pub session_max_age: Duration,
+}
+
+/// What is logged and how.
+#[derive(Debug)]
+pub(crate) struct Logs {
+    /// Which events.
+    pub filter: EnvFilter,
+    /// How they look.
+    pub format: LogFormat,
+}
+
+/// How logs look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// A setting with a value that cannot be.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Mistake {
+    name: &'static str,
+    /// As far as it may be shown.
+    value: String,
+    source: Source,
+    /// What would be right, after "must be" or "must not be".
+    wanted: String,
+}
+
+impl fmt::Display for Mistake {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { name, value, source, wanted } = self;
+        write!(f, "{name} is {value} ({source}): it must be {wanted}")
+    }
+}
+
+/// All settings that have a value that cannot be.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Mistakes(Vec<Mistake>);
+
+impl Mistakes {
+    /// Each mistake by itself.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Mistake> {
+        self.0.iter()
+    }
+}
+
+impl fmt::Display for Mistakes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the configuration cannot be used")?;
+        self.iter().try_for_each(|mistake| write!(f, "\n  {mistake}"))?;
+        f.write_str("\nrollcall --help explains every setting")
+    }
+}
+
+impl std::error::Error for Mistakes {}
+
+impl Config {
+    /// The configuration that `settings` describe, and what is to be logged.
+    pub(crate) fn new(settings: &Settings) -> Result<(Self, Logs), Mistakes> {
+        let mut reader = Reader::new(settings);
+        let database = reader.database();
+        let listen = reader.listen();
+        let metrics = reader.read("METRICS_ADDR", shown, |text| {
+            let metrics = address(text)?;
+            let same = metrics.port() != 0 && metrics == listen;
+            if same { Err("another address than LISTEN_ADDR".to_owned()) } else { Ok(metrics) }
+        });
+        let config = Self {
+            database,
+            listen,
+            metrics,
+            jwt_secret: reader.read("JWT_SECRET", masked, secret),
+            token_ttl: reader.read("TOKEN_TTL", shown, duration).unwrap_or(DAY),
+            bcrypt_cost: reader.bcrypt_cost(),
+            teacher_signup: reader.read("TEACHER_SIGNUP", masked_code, teacher_signup).unwrap_or(TeacherSignup::Open),
+            allowed_origins: reader.read("ALLOWED_ORIGINS", shown, origins).unwrap_or_default(),
+            trusted_proxies: reader.read("TRUSTED_PROXIES", shown, networks).unwrap_or_default(),
+            limits: reader
+                .read("RATE_LIMIT", shown, |text| one_of(text, &[("on", true), ("off", false)]))
+                .unwrap_or(true),
+            session_max_age: reader.read("SESSION_MAX_AGE", shown, duration).unwrap_or(DAY),
+        };
+        let logs = reader.logs();
+        reader.finish((config, logs))
+    }
+
+    /// The database alone, for commands that need nothing else.
+    pub(crate) fn database(settings: &Settings) -> Result<PathBuf, Mistakes> {
+        let mut reader = Reader::new(settings);
+        let database = reader.database();
+        reader.finish(database)
+    }
+
+    /// The database and the cost of new password hashes, for commands about accounts.
+    pub(crate) fn accounts(settings: &Settings) -> Result<(PathBuf, u32), Mistakes> {
+        let mut reader = Reader::new(settings);
+        let accounts = (reader.database(), reader.bcrypt_cost());
+        reader.finish(accounts)
+    }
+
+    /// Where the server listens, for commands that call it.
+    pub(crate) fn listen(settings: &Settings) -> Result<SocketAddr, Mistakes> {
+        let mut reader = Reader::new(settings);
+        let listen = reader.listen();
+        reader.finish(listen)
+    }
+}
+
+/// Reads settings and notes what is wrong with them.
+struct Reader<'a> {
+    settings: &'a Settings,
+    mistakes: Vec<Mistake>,
+}
+
+impl<'a> Reader<'a> {
+    fn new(settings: &'a Settings) -> Self {
+        Self { settings, mistakes: Vec::new() }
+    }
+
+    fn finish<T>(self, value: T) -> Result<T, Mistakes> {
+        if self.mistakes.is_empty() { Ok(value) } else { Err(Mistakes(self.mistakes)) }
+    }
+
+    /// The setting's value, if it is set and right. `show` says how a wrong one is told.
+    fn read<T>(
+        &mut self,
+        name: &'static str,
+        show: fn(&str) -> String,
+        parse: impl FnOnce(&str) -> Result<T, String>,
+    ) -> Option<T> {
+        let Given { text, source } = self.settings.get(name)?;
+        let (value, wanted) = match text.to_str().map(str::trim) {
+            None => ("not UTF-8".to_owned(), "text in UTF-8".to_owned()),
+            Some(text) => match parse(text) {
+                Ok(value) => return Some(value),
+                Err(wanted) => (if text.is_empty() { "empty".to_owned() } else { show(text) }, wanted),
+            },
+        };
+        self.mistakes.push(Mistake { name, value, source: *source, wanted });
+        None
+    }
+
+    fn database(&mut self) -> PathBuf {
+        self.read("DB_URL", shown_url, database).unwrap_or_else(|| PathBuf::from("data/rollcall.db"))
+    }
+
+    fn listen(&mut self) -> SocketAddr {
+        self.read("LISTEN_ADDR", shown, address).unwrap_or_else(|| SocketAddr::from((Ipv4Addr::LOCALHOST, 8000)))
+    }
+
+    fn bcrypt_cost(&mut self) -> u32 {
+        let (least, most) = (*passwords::COSTS.start(), *passwords::COSTS.end());
+        self.read("BCRYPT_COST", shown, |text| {
+            let cost = text.parse().ok().filter(|cost| passwords::COSTS.contains(cost));
+            cost.ok_or_else(|| format!("a whole number from {least} to {most}"))
+        })
+        .unwrap_or(10)
+    }
+
+    fn logs(&mut self) -> Logs {
+        let formats = [("text", LogFormat::Text), ("json", LogFormat::Json)];
+        Logs {
+            filter: self.read("LOG_LEVEL", shown, filter).unwrap_or_else(|| EnvFilter::new("info")),
+            format: self.read("LOG_FORMAT", shown, |text| one_of(text, &formats)).unwrap_or(LogFormat::Text),
+        }
+    }
+}
+
+fn shown(text: &str) -> String {
+    // Settings are short; what is not was pasted by mistake and may be anything.
+    if text.chars().count() > 200 { "too long to show".to_owned() } else { format!("{text:?}") }
+}
+
+fn masked(text: &str) -> String {
+    format!("a secret of {} bytes", text.len())
+}
+
+/// The rule of `TEACHER_SIGNUP` is no secret, its code is; where it is not clear which part is which, all is masked.
+fn masked_code(text: &str) -> String {
+    match text.split_once(':') {
+        Some((rule, _)) if rule.eq_ignore_ascii_case("code") => format!("\"{rule}:…\""),
+        _ => masked(text),
+    }
+}
+
+/// A database's URL without what stands before an `@`, which is a password.
+fn shown_url(text: &str) -> String {
+    match text.rsplit_once('@') {
+        Some((before, after)) => {
+            let scheme = before.split_once("://").map(|(scheme, _)| format!("{scheme}://")).unwrap_or_default();
+            shown(&format!("{scheme}…@{after}"))
+        }
+        None => shown(text),
+    }
+}
+
+fn one_of<T: Copy>(text: &str, names: &[(&str, T)]) -> Result<T, String> {
+    let found = names.iter().find(|(name, _)| name.eq_ignore_ascii_case(text));
+    found.map(|(_, value)| *value).ok_or_else(|| names.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(" or "))
+}
+
+fn database(text: &str) -> Result<PathBuf, String> {
+    if text.starts_with("mongodb://") || text.starts_with("mongodb+srv://") {
+        return Err("sqlite:// and a path: this build has the embedded database only, not MongoDB".to_owned());
+    }
+    let path = text.strip_prefix("sqlite://").unwrap_or_default();
+    if path.is_empty() || path.starts_with(':') || path.contains(['?', '\0']) {
+        return Err("sqlite:// and the path of a file, such as sqlite://data/rollcall.db or \
+                    sqlite:///var/lib/rollcall/rollcall.db; options and :memory: are not supported"
+            .to_owned());
+    }
+    if path.starts_with('~') {
+        return Err("sqlite:// and a path in full: ~ means nothing here".to_owned());
+    }
+    let path = Path::new(path);
+    if path.as_os_str().as_encoded_bytes().ends_with(b"/") || path.is_dir() {
+        return Err("the path of a file, and this is a folder".to_owned());
+    }
+    if path.extension().is_some_and(|extension| extension == crate::secret_file::EXTENSION) {
+        return Err(
+            "a path with another ending: the token secret is kept beside it in a file that ends in .secret".to_owned()
+        );
+    }
+    Ok(path.to_owned())
+}
+
+fn address(text: &str) -> Result<SocketAddr, String> {
+    let local = text.strip_prefix("localhost:").and_then(|port| port.parse::<u16>().ok());
+    match local {
+        Some(port) => Ok(SocketAddr::from((Ipv4Addr::LOCALHOST, port))),
+        None => text.parse().map_err(|_| ADDRESS.to_owned()),
+    }
+}
+
+fn secret(text: &str) -> Result<SecretSlice<u8>, String> {
+    if text.len() < SECRET_MIN_BYTES {
+        return Err(format!(
+            "at least {SECRET_MIN_BYTES} bytes long, for example what `openssl rand -hex 32` prints; \
+             or unset, and one is made"
+        ));
+    }
+    Ok(text.as_bytes().to_vec().into())
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    let duration = text
+        .parse::<Span>()
+        .and_then(|span| span.to_duration(SpanRelativeTo::days_are_24_hours()))
+        .ok()
+        .and_then(|duration: SignedDuration| Duration::try_from(duration).ok());
+    duration.filter(|duration| (Duration::from_secs(1)..=LONGEST).contains(duration)).ok_or_else(|| DURATION.to_owned())
+}
+
+fn teacher_signup(text: &str) -> Result<TeacherSignup, String> {
+    match text.split_once(':') {
+        None if text.eq_ignore_ascii_case("open") => Ok(TeacherSignup::Open),
+        None if text.eq_ignore_ascii_case("closed") => Ok(TeacherSignup::Closed),
+        Some((rule, code)) if rule.eq_ignore_ascii_case("code") && !code.is_empty() => {
+            Ok(TeacherSignup::Code(SecretString::from(code)))
+        }
+        _ => Err("open, closed, or code: and a secret, such as code:correct-horse".to_owned()),
+    }
+}
+
+fn list<T>(text: &str, wanted: &str, parse: impl Fn(&str) -> Option<T>) -> Result<Vec<T>, String> {
+    let items = text.split(',').map(str::trim).filter(|item| !item.is_empty());
+    items
+        .map(|item| parse(item).ok_or_else(|| format!("{wanted}, separated by commas; {} is none", shown(item))))
+        .collect()
+}
+
+fn origins(text: &str) -> Result<Vec<String>, String> {
+    if text == "*" {
+        return Ok(vec![text.to_owned()]);
+    }
+    list(text, "origins such as https://school.example or http://localhost:5173, or * alone for any", origin)
+}
+
+/// An origin as browsers send it: in lower case, without the scheme's own port.
+fn origin(text: &str) -> Option<String> {
+    let uri: axum::http::Uri = text.parse().ok()?;
+    let (scheme, authority) = (uri.scheme_str()?, uri.authority()?);
+    let own_port = match scheme {
+        "http" => 80,
+        "https" => 443,
+        _ => return None,
+    };
+    // A path, a user, or a port that is no number would never match what a browser sends.
+    let slash = uri.path_and_query().is_none_or(|path| path.as_str() == "/");
+    let host = authority.host();
+    let port = match authority.as_str().strip_prefix(host)? {
+        "" => own_port,
+        port => port.strip_prefix(':')?.parse::<u16>().ok()?,
+    };
+    let port = if port == own_port { String::new() } else { format!(":{port}") };
+    (slash && !host.is_empty()).then(|| format!("{scheme}://{host}{port}").to_ascii_lowercase())
+}
+
+fn networks(text: &str) -> Result<Vec<IpNet>, String> {
+    list(text, "addresses and networks such as 192.0.2.7 or 10.0.0.0/8", |item| {
+        let network = item.parse::<IpNet>().or_else(|_| item.parse::<IpAddr>().map(IpNet::from));
+        network.ok().map(|network| network.trunc())
+    })
+}
+
+fn filter(text: &str) -> Result<EnvFilter, String> {
+    const WANTED: &str = "off, error, warn, info, debug or trace, or filters such as info,rollcall_api=debug";
+    // A filter may be the bare name of a part, which turns a mistyped level into silence.
+    let bare =
+        |part: &str| !part.contains(['=', '[']) && part.parse::<tracing_subscriber::filter::LevelFilter>().is_err();
+    if text.is_empty() || text.split(',').any(|part| bare(part.trim())) {
+        return Err(WANTED.to_owned());
+    }
+    EnvFilter::builder().parse(text).map_err(|_| WANTED.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use secrecy::ExposeSecret;
+
+    use super::*;
+    use crate::settings::Flags;
+
+    fn settings(values: &[(&str, &str)]) -> Settings {
+        let values: BTreeMap<_, _> = values.iter().map(|(name, value)| ((*name).to_owned(), value.into())).collect();
+        Settings::layered(Flags::default(), |name| values.get(name).cloned(), &BTreeMap::new())
+    }
+
+    fn config(values: &[(&str, &str)]) -> Config {
+        Config::new(&settings(values)).unwrap().0
+    }
+
+    fn mistake(name: &str, value: &str) -> String {
+        let mistakes = Config::new(&settings(&[(name, value)])).unwrap_err();
+        assert_eq!(mistakes.iter().count(), 1);
+        mistakes.to_string()
+    }
+
+    #[test]
+    fn nothing_has_to_be_set() {
+        let (config, logs) = Config::new(&settings(&[])).unwrap();
+        assert_eq!(config.database, Path::new("data/rollcall.db"));
+        assert_eq!(config.listen.to_string(), "127.0.0.1:8000");
+        assert!(config.jwt_secret.is_none() && config.metrics.is_none() && config.limits);
+        assert_eq!((config.token_ttl, config.session_max_age, config.bcrypt_cost), (DAY, DAY, 10));
+        assert!(matches!(config.teacher_signup, TeacherSignup::Open));
+        assert!(config.allowed_origins.is_empty() && config.trusted_proxies.is_empty());
+        assert_eq!((logs.filter.to_string().as_str(), logs.format), ("info", LogFormat::Text));
+    }
+
+    #[test]
+    fn everything_can_be_set() {
+        let (config, logs) = Config::new(&settings(&[
+            ("DB_URL", "sqlite:///var/lib/rollcall/school.db"),
+            ("LISTEN_ADDR", "[::]:0"),
+            ("JWT_SECRET", "0123456789abcdef0123456789abcdef"),
+            ("TOKEN_TTL", " 1h 30m "),
+            ("BCRYPT_COST", "4"),
+            ("TEACHER_SIGNUP", "code:a:b"),
+            ("ALLOWED_ORIGINS", "https://School.example:443/, http://localhost:5173,http://[::1]:80"),
+            ("TRUSTED_PROXIES", "192.0.2.7,10.1.2.3/8, fd00::/8"),
+            ("RATE_LIMIT", "OFF"),
+            ("METRICS_ADDR", "localhost:9000"),
+            ("SESSION_MAX_AGE", "7d"),
+            ("LOG_LEVEL", "warn,rollcall_api=debug"),
+            ("LOG_FORMAT", "json"),
+        ]))
+        .unwrap();
+        assert_eq!(config.database, Path::new("/var/lib/rollcall/school.db"));
+        assert_eq!(config.listen.to_string(), "[::]:0");
+        assert_eq!(config.jwt_secret.unwrap().expose_secret(), b"0123456789abcdef0123456789abcdef");
+        assert_eq!((config.token_ttl, config.session_max_age), (Duration::from_secs(5400), 7 * DAY));
+        assert_eq!(config.bcrypt_cost, 4);
+        assert!(matches!(config.teacher_signup, TeacherSignup::Code(code) if code.expose_secret() == "a:b"));
+        assert_eq!(config.allowed_origins, ["https://school.example", "http://localhost:5173", "http://[::1]"]);
+        let proxies: Vec<_> = config.trusted_proxies.iter().map(ToString::to_string).collect();
+        assert_eq!(proxies, ["192.0.2.7/32", "10.0.0.0/8", "fd00::/8"]);
+        assert!(!config.limits);
+        assert_eq!(config.metrics.unwrap().to_string(), "127.0.0.1:9000");
+        assert!(logs.filter.to_string().contains("rollcall_api=debug"));
+        assert_eq!(logs.format, LogFormat::Json);
+    }
+
+    #[test]
+    fn all_mistakes_are_told_at_once() {
+        let wrong = [
+            ("DB_URL", "postgres://rollcall:hunter2@db/rollcall"),
+            ("LISTEN_ADDR", "8000"),
+            ("JWT_SECRET", "hunter2"),
+            ("TOKEN_TTL", "24"),
+            ("BCRYPT_COST", "ten"),
+            ("TEACHER_SIGNUP", "hunter2"),
+            ("ALLOWED_ORIGINS", "https://a.example/app"),
+            ("TRUSTED_PROXIES", "10.0.0.0/8, proxy"),
+            ("RATE_LIMIT", "no"),
+            ("METRICS_ADDR", ":9000"),
+            ("SESSION_MAX_AGE", "0s"),
+            ("LOG_LEVEL", "inof"),
+            ("LOG_FORMAT", "xml"),
+        ];
+        let text = Config::new(&settings(&wrong)).unwrap_err().to_string();
+        assert!(!text.contains("hunter2"), "{text}");
+        insta::assert_snapshot!(text);
+    }
+
+    #[test]
+    fn mongodb_is_refused_without_showing_its_password() {
+        for url in ["mongodb://user:hunter2@db/rollcall", "mongodb+srv://user:p@hunter2@db.example/x"] {
+            let text = mistake("DB_URL", url);
+            assert!(text.contains("embedded database only, not MongoDB"), "{text}");
+            assert!(!text.contains("hunter2"), "{text}");
+        }
+    }
+
+    #[test]
+    fn every_value_that_cannot_be_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let folder = format!("sqlite://{}", folder.path().display());
+        for (name, values) in [
+            (
+                "DB_URL",
+                &[
+                    "sqlite://",
+                    "sqlite::memory:",
+                    "sqlite://:memory:",
+                    "sqlite://a.db?mode=ro",
+                    "data/a.db",
+                    "sqlite://a/",
+                    "sqlite://~/a.db",
+                    "sqlite://a.secret",
+                    "sqlite://a\0b",
+                    &folder,
+                ][..],
+            ),
+            ("LISTEN_ADDR", &["localhost", "localhost:70000", "127.0.0.1", "example.org:80", "127.0.0.1:-1", "::1:80"]),
+            ("JWT_SECRET", &["0123456789abcdef0123456789abcde"]),
+            ("TOKEN_TTL", &["forever", "-1h", "0s", "999ms", "3651d", "1mo", "1y", "99999999999999999999h", "24 h 3"]),
+            ("BCRYPT_COST", &["3", "17", "-4", "10.0", "4294967306"]),
+            ("TEACHER_SIGNUP", &["code", "code:", "opened", "open:x"]),
+            (
+                "ALLOWED_ORIGINS",
+                &[
+                    "school.example",
+                    "ftp://a.example",
+                    "https://",
+                    "null",
+                    "https://a b",
+                    "https://u@a.example",
+                    "https://a.example:x",
+                    "https://a.example?x",
+                    "*,https://a.example",
+                ],
+            ),
+            ("TRUSTED_PROXIES", &["10.0.0.0/33", "10.0.0", "all"]),
+            ("RATE_LIMIT", &["true", "1"]),
+            ("METRICS_ADDR", &["127.0.0.1:8000"]),
+            ("LOG_LEVEL", &["verbose", "info,loud", "rollcall=loud", "[x"]),
+            ("LOG_FORMAT", &["yaml", &"x".repeat(10_000)]),
+        ] {
+            for value in values {
+                let text = mistake(name, value);
+                assert!(text.contains(&format!("\n  {name} is ")) && text.len() < 1_000, "{text}");
+            }
+        }
+    }
+
+    #[test]
+    fn tools_mind_only_what_they_use() {
+        let settings = settings(&[("TOKEN_TTL", "wrong"), ("BCRYPT_COST", "5"), ("DB_URL", "sqlite://x.db")]);
+        assert_eq!(Config::accounts(&settings), Ok((PathBuf::from("x.db"), 5)));
+        assert_eq!(Config::database(&settings), Ok(PathBuf::from("x.db")));
+        assert!(Config::listen(&settings).is_ok());
+    }
+
+    #[test]
+    fn neither_secret_is_in_what_is_printed_for_debugging() {
+        let config = config(&[("JWT_SECRET", &"hunter2".repeat(5)), ("TEACHER_SIGNUP", "code:hunter2")]);
+        assert!(!format!("{config:?}").contains("hunter2"));
+    }
+}

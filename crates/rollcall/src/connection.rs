@@ -1,0 +1,236 @@
+//! One connection, whatever it came over: HTTP/1.1 with bounds on how long a peer may hold it.
+//!
+//! Listening is [`crate::listener`]'s; here a stream of bytes becomes requests to a router. A TLS stream fits as well.
+
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::ConnectInfo;
+use axum::http::{Request, Response, StatusCode};
+use hyper::body::{Bytes, Frame, Incoming, SizeHint};
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::Sleep;
+use tokio_util::sync::CancellationToken;
+use tower::ServiceExt;
+
+/// How long the head of a request may take from its first byte, or a new connection's from the start.
+const HEAD: Duration = Duration::from_secs(10);
+/// How long a connection may idle between requests: longer than reverse proxies keep theirs, so that these close first.
+const IDLE: Duration = Duration::from_secs(75);
+/// How long a peer may take nothing of what is sent to it.
+const STALLED: Duration = Duration::from_secs(30);
+/// How long, when the server stops, a connection may still take the end of an answer.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+/// How large a request's head may be.
+const MAX_HEAD: usize = 16 * 1024;
+
+/// Serves one connection until it ends; a WebSocket lives on by itself. After `stop`, what is being answered is finished
+/// and nothing more is taken. `permit` is held until the stream is closed.
+pub(crate) async fn serve<S>(
+    stream: S,
+    peer: SocketAddr,
+    router: Router,
+    stop: CancellationToken,
+    permit: OwnedSemaphorePermit,
+) where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    // A dual-stack listener shows IPv4 peers as IPv6; limits and logs go by the address itself.
+    let peer = ConnectInfo(SocketAddr::new(peer.ip().to_canonical(), peer.port()));
+    let busy = Busy::default();
+    let stream = Bounded::new(stream, busy.clone(), permit);
+    let answering = busy.clone();
+    let service = service_fn(move |mut request: Request<Incoming>| {
+        let guard = busy.begin();
+        request.extensions_mut().insert(peer);
+        let response = router.clone().oneshot(request);
+        async move {
+            let response: Response<Body> = response.await?;
+            if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+                guard.never_ends();
+                return Ok(response.map(|body| Answer { body, _guard: None }));
+            }
+            Ok::<_, std::convert::Infallible>(response.map(|body| Answer { body, _guard: Some(guard) }))
+        }
+    });
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(IDLE)
+        .max_buf_size(MAX_HEAD)
+        .serve_connection(TokioIo::new(stream), service)
+        .with_upgrades();
+    let mut connection = std::pin::pin!(connection);
+    let mut ended = stop.run_until_cancelled(connection.as_mut()).await;
+    if ended.is_none() {
+        connection.as_mut().graceful_shutdown();
+        // Who has sent half a request, or takes no answer, is not waited for.
+        while ended.is_none() {
+            ended = tokio::time::timeout(LAST_WORDS, connection.as_mut()).await.ok();
+            if ended.is_none() && !answering.get() {
+                return;
+            }
+        }
+    }
+    // What goes wrong with a peer is the peer's, and no news.
+    if let Some(Err(error)) = ended {
+        tracing::debug!(%error, "a connection ended early");
+    }
+}
+
+/// Whether a request is being answered.
+#[derive(Clone, Default)]
+struct Busy(Arc<AtomicBool>);
+
+impl Busy {
+    fn begin(&self) -> BusyGuard {
+        self.0.store(true, Ordering::Relaxed);
+        BusyGuard { busy: Some(self.clone()) }
+    }
+
+    fn get(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// Dropped with the last byte of the answer.
+struct BusyGuard {
+    busy: Option<Busy>,
+}
+
+impl BusyGuard {
+    /// The connection is no longer HTTP's: its new owner bounds it.
+    fn never_ends(mut self) {
+        self.busy = None;
+    }
+}
+
+impl Drop for BusyGuard {
+    fn drop(&mut self) {
+        if let Some(busy) = &self.busy {
+            busy.0.store(false, Ordering::Relaxed);
+        }
+    }
+}
+
+/// A response's body that tells when it has been sent.
+struct Answer {
+    body: Body,
+    _guard: Option<BusyGuard>,
+}
+
+impl hyper::body::Body for Answer {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        Pin::new(&mut self.body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+/// A stream that fails when its peer is too slow: with a request's head, or in taking what is sent.
+struct Bounded<S> {
+    stream: S,
+    busy: Busy,
+    head: Option<Pin<Box<Sleep>>>,
+    stalled: Option<Pin<Box<Sleep>>>,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl<S> Bounded<S> {
+    fn new(stream: S, busy: Busy, permit: OwnedSemaphorePermit) -> Self {
+        metrics::gauge!("rollcall_connections").increment(1);
+        let head = Some(Box::pin(tokio::time::sleep(HEAD)));
+        Self { stream, busy, head, stalled: None, _permit: permit }
+    }
+
+    /// The outcome of a write, or an error if the peer has taken nothing for too long.
+    fn taken<T>(&mut self, cx: &mut Context<'_>, written: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+        if written.is_ready() {
+            self.stalled = None;
+            return written;
+        }
+        let stalled = self.stalled.get_or_insert_with(|| Box::pin(tokio::time::sleep(STALLED)));
+        ready!(stalled.as_mut().poll(cx));
+        Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
+    }
+}
+
+impl<S> Drop for Bounded<S> {
+    fn drop(&mut self) {
+        metrics::gauge!("rollcall_connections").decrement(1);
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Bounded<S> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
+        let read = Pin::new(&mut self.stream).poll_read(cx, buf);
+        if self.busy.get() {
+            self.head = None;
+            return read;
+        }
+        if read.is_ready() {
+            if buf.filled().len() > before && self.head.is_none() {
+                self.head = Some(Box::pin(tokio::time::sleep(HEAD)));
+            }
+            // Checked on the next read that has to wait.
+            return read;
+        }
+        match &mut self.head {
+            Some(head) => {
+                ready!(head.as_mut().poll(cx));
+                Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
+            }
+            None => Poll::Pending,
+        }
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Bounded<S> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.stream).poll_write(cx, bytes);
+        self.taken(cx, written)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        parts: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.stream).poll_write_vectored(cx, parts);
+        self.taken(cx, written)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let flushed = Pin::new(&mut self.stream).poll_flush(cx);
+        self.taken(cx, flushed)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let shut = Pin::new(&mut self.stream).poll_shutdown(cx);
+        self.taken(cx, shut)
+    }
+}

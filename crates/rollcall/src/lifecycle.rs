@@ -1,0 +1,267 @@
+//! A server's life: started, served, drained, left.
+//!
+//! This is the one place where adapters are chosen and joined to the services.
+
+use std::io::Write;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, anyhow};
+use rollcall_api::{Api, ApiConfig, MetricsRoute, metrics_router};
+use rollcall_core::Clock;
+use rollcall_core::service::{Ports, Services, TeacherSignup};
+use rollcall_realtime::{Hub, HubConfig, close};
+use rollcall_store_sqlite::{OpenMode, SqliteStore};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::time::{MissedTickBehavior, timeout};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::config::Config;
+use crate::healthcheck::reachable;
+use crate::listener::Listener;
+use crate::passwords::BcryptPool;
+use crate::system::{self, SystemClock};
+use crate::{secret_file, telemetry};
+
+/// How long requests that are being answered may take to end when the server stops.
+const FINISH_REQUESTS: Duration = Duration::from_secs(5);
+/// Over how long sockets are closed when the server stops, so that not all come back in the same moment.
+const CLOSE_OVER: Duration = Duration::from_secs(1);
+/// How long sockets may take to close.
+const FINISH_SOCKETS: Duration = Duration::from_secs(5);
+/// How long the database may take to close.
+const CLOSE_STORE: Duration = Duration::from_secs(10);
+/// File descriptors that are not for connections: the database's, the log's, the listeners'.
+const OWN_FILES: usize = 128;
+/// Connections to the address that metrics have for themselves.
+const METRICS_CONNECTIONS: usize = 64;
+/// How often at least sessions are looked at that nobody finishes.
+const EXPIRE_EVERY: Duration = Duration::from_mins(1);
+/// The exit code of a process that was told twice to end.
+const INTERRUPTED: i32 = 130;
+
+/// Serves until the process is told to end. An error means that the server could not start or could not go on.
+pub(crate) fn serve(config: Config) -> anyhow::Result<()> {
+    let files = raise_open_files();
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("no runtime")?;
+    let outcome = runtime.block_on(run(config, files));
+    // What is left by now is waited for no longer.
+    runtime.shutdown_background();
+    outcome
+}
+
+/// Raises the limit on open files as far as it goes, and answers with what it is. Each connection is a file.
+fn raise_open_files() -> usize {
+    let limit = getrlimit(Resource::Nofile);
+    // Some systems promise more than they give: macOS gives no more than this.
+    let attempts = [limit.maximum, Some(10_240)];
+    for current in attempts {
+        let higher = current.is_none_or(|new| limit.current.is_some_and(|now| now < new));
+        if higher && setrlimit(Resource::Nofile, Rlimit { current, maximum: limit.maximum }).is_ok() {
+            break;
+        }
+    }
+    getrlimit(Resource::Nofile).current.and_then(|files| usize::try_from(files).ok()).unwrap_or(usize::MAX)
+}
+
+async fn run(config: Config, files: usize) -> anyhow::Result<()> {
+    let mut orders = Orders::listen().context("signals cannot be heard")?;
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock::start());
+    let metrics = telemetry::start_metrics(&*clock)?;
+
+    let store = SqliteStore::open(&config.database, OpenMode::Serve, Arc::clone(&clock))?;
+    let jwt_secret = match config.jwt_secret.clone() {
+        Some(secret) => secret,
+        None => secret_file::load_or_create(&secret_file::path_for(&config.database))?,
+    };
+    let hasher = BcryptPool::start(config.bcrypt_cost).context("no threads for hashing passwords")?;
+    let ports = Ports { store: Arc::clone(&store) as _, clock, hasher: Arc::new(hasher), ids: system::ids()? };
+    let services = Arc::new(Services::new(ports, config.teacher_signup.clone()));
+    let hub = Hub::new(HubConfig::default());
+    let listener = bind("LISTEN_ADDR", config.listen, files.saturating_sub(OWN_FILES).max(OWN_FILES))?;
+    let address = listener.address()?;
+    let metrics_listener = match config.metrics {
+        Some(metrics) => Some(bind("METRICS_ADDR", metrics, METRICS_CONNECTIONS)?),
+        None => None,
+    };
+    let metrics_address = metrics_listener.as_ref().map(Listener::address).transpose()?;
+    let api = Api::new(
+        Arc::clone(&services),
+        Arc::clone(&hub),
+        ApiConfig {
+            jwt_secret,
+            token_ttl: config.token_ttl,
+            allowed_origins: config.allowed_origins.clone(),
+            trusted_proxies: config.trusted_proxies.clone(),
+            limits: config.limits,
+            metrics: Some(match &metrics_listener {
+                Some(_) => MetricsRoute::Elsewhere,
+                None => MetricsRoute::LoopbackOnly(metrics.clone()),
+            }),
+        },
+    );
+
+    let work = CancellationToken::new();
+    let mut feed = tokio::spawn(Arc::clone(&api).follow(work.clone()));
+    let expiry = tokio::spawn(expire(Arc::clone(&services), config.session_max_age, work.clone()));
+    let server = Server { api, hub, store, stop: CancellationToken::new(), connections: TaskTracker::new(), work };
+    let taking = server.connections.clone();
+    tokio::spawn(listener.run(server.api.router(), server.stop.clone(), taking.clone()));
+    if let Some(listener) = metrics_listener {
+        tokio::spawn(listener.run(metrics_router(metrics), server.stop.clone(), taking));
+    }
+    announce(&config, address, metrics_address);
+
+    let outcome = tokio::select! {
+        order = orders.next() => {
+            tracing::info!(order, connections = server.connections.len(), "ending: requests are finished, sockets closed");
+            Ok(())
+        }
+        ended = &mut feed => Err(stopped(ended)),
+    };
+    tokio::select! {
+        () = server.drain() => {}
+        order = orders.next() => {
+            tracing::warn!(order, "told again to end: leaving at once");
+            std::process::exit(INTERRUPTED);
+        }
+    }
+    if outcome.is_ok() {
+        // Cancelled with the rest of the work; a panic of theirs is in the log already.
+        let _ = tokio::join!(feed, expiry);
+    }
+    tracing::info!("ended");
+    outcome
+}
+
+/// Why nothing can be told to anybody any more. A new process starts with all that is committed.
+fn stopped(ended: Result<Result<(), rollcall_core::store::StoreError>, tokio::task::JoinError>) -> anyhow::Error {
+    let error = match ended {
+        Ok(Ok(())) => anyhow!("the database stopped"),
+        Ok(Err(error)) => anyhow::Error::new(error),
+        Err(panic) => anyhow::Error::new(panic),
+    };
+    error.context("the server cannot go on and has to be started again")
+}
+
+fn bind(setting: &str, address: SocketAddr, most: usize) -> anyhow::Result<Listener> {
+    Listener::bind(address, most).map_err(|error| {
+        let advice = match error.kind() {
+            std::io::ErrorKind::AddrInUse => {
+                ": another program uses it. Stop that one, or choose another port; port 0 takes a free one"
+            }
+            std::io::ErrorKind::PermissionDenied => {
+                ": ports below 1024 need a privilege. Choose a higher one, or put a reverse proxy before it"
+            }
+            std::io::ErrorKind::AddrNotAvailable => {
+                ": this machine has no such address. 0.0.0.0 and [::] are all it has"
+            }
+            _ => "",
+        };
+        anyhow::Error::new(error).context(format!("cannot listen on {setting} {address}{advice}"))
+    })
+}
+
+/// Finishes sessions that nobody finishes.
+async fn expire(services: Arc<Services>, max_age: Duration, work: CancellationToken) {
+    // A short age is kept to within a tenth.
+    let mut tick = tokio::time::interval((max_age / 10).clamp(Duration::from_secs(1), EXPIRE_EVERY));
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let run = async {
+        loop {
+            tick.tick().await;
+            match services.attendance.finish_older_than(max_age).await {
+                Ok(0) => {}
+                Ok(finished) => tracing::info!(finished, "finished sessions that were left open"),
+                Err(error) => {
+                    tracing::warn!(error = &error as &dyn std::error::Error, "cannot finish old sessions now");
+                }
+            }
+        }
+    };
+    work.run_until_cancelled(run).await;
+}
+
+/// Tells on standard output what runs where. The line with the address is what scripts read.
+fn announce(config: &Config, address: SocketAddr, metrics: Option<SocketAddr>) {
+    let version = env!("CARGO_PKG_VERSION");
+    let here = reachable(address);
+    let teachers = match config.teacher_signup {
+        TeacherSignup::Open => "sign-up open to anybody",
+        TeacherSignup::Closed => "sign-up closed; `rollcall user create` makes them",
+        TeacherSignup::Code(_) => "sign-up with the code",
+    };
+    let limits = if config.limits { "on" } else { "off" };
+    let metrics_at = match metrics {
+        Some(metrics) => format!("http://{}/metrics", reachable(metrics)),
+        None => format!("http://{here}/metrics, for this machine alone"),
+    };
+    let database = config.database.display();
+    tracing::info!(version, %address, %database, teachers, limits, metrics = metrics_at, "started");
+    let text = format!(
+        "Rollcall {version} listens on http://{address}\n  \
+           database  {database}\n  \
+           teachers  {teachers}\n  \
+           limits    {limits}\n  \
+           metrics   {metrics_at}\n\
+         Try: http://{here}/docs\n"
+    );
+    let mut out = std::io::stdout().lock();
+    // A server whose output nobody reads serves all the same.
+    let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+}
+
+/// What has to be ended in order.
+struct Server {
+    api: Arc<Api>,
+    hub: Arc<Hub>,
+    store: Arc<SqliteStore>,
+    /// Stops the taking of connections and requests.
+    stop: CancellationToken,
+    connections: TaskTracker,
+    /// Stops what works in the background.
+    work: CancellationToken,
+}
+
+impl Server {
+    async fn drain(&self) {
+        self.api.start_draining();
+        self.stop.cancel();
+        self.connections.close();
+        if timeout(FINISH_REQUESTS, self.connections.wait()).await.is_err() {
+            tracing::warn!(connections = self.connections.len(), "requests are cut off that did not end in time");
+        }
+        // Requests first: one of them may just have become a socket.
+        self.hub.close_all(close::RESTART, CLOSE_OVER);
+        if timeout(FINISH_SOCKETS, self.hub.drained()).await.is_err() {
+            tracing::warn!(sockets = self.hub.count(), "sockets are cut off that did not close in time");
+        }
+        self.work.cancel();
+        if timeout(CLOSE_STORE, self.store.close()).await.is_err() {
+            tracing::warn!("the database did not close in time; nothing that was acknowledged is lost");
+        }
+    }
+}
+
+/// The signals that tell the process to end.
+struct Orders {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Orders {
+    fn listen() -> std::io::Result<Self> {
+        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+    }
+
+    /// The name of the next one.
+    async fn next(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.interrupt.recv() => "SIGINT",
+        }
+    }
+}
