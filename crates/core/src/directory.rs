@@ -38,7 +38,8 @@ impl Directory {
         Self { store, accounts: Memory::new(), classes: Memory::new(), trust: Trust::new(clock) }
     }
 
-    /// The committed stream proved that all before this moment has been told.
+    /// The committed stream proved that all before this moment has been told. That is what
+    /// [`crate::store::Followed::Alive`] says, and only that: a batch may have waited for long.
     pub fn alive(&self) {
         self.trust.renew();
     }
