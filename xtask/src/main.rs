@@ -1,1 +1,48 @@
-fn main() {}
+//! `cargo xtask …`: what is done with this repository beside building it.
+//!
+//! * [`test`]: every test with all that it needs.
+//! * [`soak`]: the tests that find more the longer they run.
+//! * [`fuzz`]: the fuzz targets, for a given time.
+//! * [`bench`]: how fast Rollcall is, each figure beside a reference of the same run.
+
+#![expect(clippy::print_stdout, clippy::print_stderr, reason = "a command line tool says what it does")]
+
+mod bench;
+mod cargo;
+mod fuzz;
+mod soak;
+mod test;
+
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", about = "Tests, benchmarks and checks of Rollcall")]
+struct Cli {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Run every test, the slow ones included
+    Test(test::Options),
+    /// Run what finds more the longer it runs: the crash test and the property tests, over and over
+    Soak(soak::Options),
+    /// Run the fuzz targets (needs a nightly toolchain and cargo-fuzz)
+    Fuzz(fuzz::Options),
+    /// Measure, and print one table in which every figure stands beside its reference
+    Bench(bench::Options),
+    /// What `bench` measures beside the server, as a process of its own
+    #[command(hide = true)]
+    BenchReference(bench::reference::Options),
+}
+
+fn main() -> anyhow::Result<()> {
+    match Cli::parse().task {
+        Task::Test(options) => test::run(&options),
+        Task::Soak(options) => soak::run(&options),
+        Task::Fuzz(options) => fuzz::run(&options),
+        Task::Bench(options) => bench::run(&options),
+        Task::BenchReference(options) => bench::reference::run(options),
+    }
+}

@@ -1,0 +1,117 @@
+//! The measured processes: the server and its references.
+
+use std::fs::File;
+use std::io::{BufRead as _, BufReader};
+use std::net::SocketAddr;
+use std::path::Path;
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, bail};
+
+use super::Bench;
+use super::world::SECRET;
+
+/// What a process says on standard output before the address that it listens on.
+const LISTENS: &str = "listens on http://";
+
+/// A process that listens. It is killed when it goes out of scope.
+pub(crate) struct Process {
+    child: Child,
+    address: SocketAddr,
+    /// A reference ends when this closes, however its parent ended.
+    _stdin: Option<ChildStdin>,
+}
+
+impl Process {
+    /// Starts the server on this database. Its log goes to a file beside it.
+    pub(crate) fn server(bench: &Bench, database: &Path) -> anyhow::Result<Self> {
+        let mut command = Command::new(&bench.server);
+        let url = format!("sqlite://{}", database.display());
+        let settings =
+            [("DB_URL", url.as_str()), ("LISTEN_ADDR", "127.0.0.1:0"), ("JWT_SECRET", SECRET), ("RATE_LIMIT", "off")];
+        let log = database.with_extension("log");
+        command.env_clear().envs(settings).current_dir(database.parent().unwrap_or(Path::new(".")));
+        command.stdin(Stdio::null()).stderr(File::create(&log).context("the server's log")?);
+        Self::start(command).with_context(|| std::fs::read_to_string(log).unwrap_or_default())
+    }
+
+    /// Starts a reference that listens, by the arguments of `bench-reference`.
+    pub(crate) fn reference(arguments: &[&str]) -> anyhow::Result<Self> {
+        let mut command = Command::new(std::env::current_exe()?);
+        command.arg("bench-reference").args(arguments).stdin(Stdio::piped()).stderr(Stdio::inherit());
+        Self::start(command)
+    }
+
+    fn start(mut command: Command) -> anyhow::Result<Self> {
+        let program = command.get_program().to_owned();
+        let mut child =
+            command.stdout(Stdio::piped()).spawn().with_context(|| format!("cannot start {}", program.display()))?;
+        let stdout = child.stdout.take().context("standard output")?;
+        let stdin = child.stdin.take();
+        let mut process = Self { child, address: ([127, 0, 0, 1], 0).into(), _stdin: stdin };
+        let mut lines = BufReader::new(stdout).lines();
+        process.address = loop {
+            let Some(line) = lines.next() else { bail!("{} gave up", program.display()) };
+            let line = line?;
+            if let Some((_, address)) = line.split_once(LISTENS) {
+                let address = address.split([' ', '/', ',']).next().unwrap_or_default();
+                break address.parse().with_context(|| format!("an address in {line:?}"))?;
+            }
+        };
+        // Whatever else it says must not block it.
+        std::thread::spawn(move || lines.map_while(Result::ok).for_each(drop));
+        Ok(process)
+    }
+
+    /// The address that it listens on.
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Bytes of memory that it holds.
+    pub(crate) fn memory(&self) -> anyhow::Result<u64> {
+        let path = format!("/proc/{}/status", self.child.id());
+        let status = std::fs::read_to_string(&path).with_context(|| format!("{path}, which only Linux has"))?;
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("VmRSS")?;
+        let kib: u64 = line.trim().trim_end_matches(" kB").parse()?;
+        Ok(kib * 1024)
+    }
+
+    /// The same, once it has settled.
+    pub(crate) fn settled_memory(&self) -> anyhow::Result<u64> {
+        let deadline = Instant::now() + Duration::from_secs(10);
+        let mut last = self.memory()?;
+        loop {
+            std::thread::sleep(Duration::from_millis(500));
+            let now = self.memory()?;
+            if now == last || Instant::now() > deadline {
+                return Ok(now);
+            }
+            last = now;
+        }
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // Fails only for a process that is gone already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Runs a reference that ends by itself; the number that it printed.
+pub(crate) fn figure(arguments: &[&str]) -> anyhow::Result<f64> {
+    let output = Command::new(std::env::current_exe()?)
+        .arg("bench-reference")
+        .args(arguments)
+        .stdin(Stdio::piped())
+        .stderr(Stdio::inherit())
+        .output()?;
+    if !output.status.success() {
+        bail!("the reference {arguments:?} failed with {}", output.status);
+    }
+    let text = String::from_utf8(output.stdout)?;
+    text.trim().parse().with_context(|| format!("a number instead of {text:?}"))
+}
