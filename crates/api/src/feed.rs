@@ -6,7 +6,6 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use futures_util::StreamExt;
 use rollcall_core::session::{Event, OpenSession, Revision};
@@ -35,7 +34,7 @@ impl Api {
             told.insert(info.id, (info.class_id, info.revision));
             self.hub.publish(info.class_id.bytes(), info.revision.0, None);
         }
-        self.following.store(true, Ordering::Relaxed);
+        self.following.send_replace(true);
         loop {
             let item = tokio::select! {
                 () = cancel.cancelled() => None,
@@ -43,13 +42,13 @@ impl Api {
             };
             match item {
                 None => break,
-                Some(Followed::Alive) => {}
+                // A batch proves nothing of its own time: many may have waited.
+                Some(Followed::Alive) => self.services.directory.alive(),
                 Some(Followed::Batch(batch)) => self.tell(&batch, &mut told).await?,
                 Some(Followed::Lost) => self.catch_up(&mut told).await?,
             }
-            self.services.directory.alive();
         }
-        self.following.store(false, Ordering::Relaxed);
+        self.following.send_replace(false);
         Ok(())
     }
 

@@ -28,6 +28,7 @@ use metrics_exporter_prometheus::PrometheusHandle;
 use rollcall_core::service::Services;
 use rollcall_realtime::Hub;
 use secrecy::SecretSlice;
+use tokio::sync::watch;
 use tower_http::cors::{AllowOrigin, CorsLayer};
 
 pub use openapi::openapi;
@@ -90,7 +91,7 @@ pub struct Api {
     metrics: Option<MetricsRoute>,
     /// Commands whose sender named them: the answer to each carries its name.
     named: ws::NamedCommands,
-    following: AtomicBool,
+    following: watch::Sender<bool>,
     draining: AtomicBool,
 }
 
@@ -107,7 +108,7 @@ impl Api {
             limit_hasher: RandomState::new(),
             metrics: config.metrics,
             named: ws::NamedCommands::default(),
-            following: AtomicBool::new(false),
+            following: watch::Sender::new(false),
             draining: AtomicBool::new(false),
         })
     }
@@ -125,6 +126,12 @@ impl Api {
             None => router,
         }
         .with_state(Arc::clone(self))
+    }
+
+    /// Resolves once [`follow`](Self::follow) hears everything: a socket that opened before could miss an event.
+    pub async fn following(&self) {
+        // It fails only without a sender, and `self` is one.
+        let _ = self.following.subscribe().wait_for(|following| *following).await;
     }
 
     /// From now on the server is not ready; what is open goes on.

@@ -234,3 +234,134 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Bounded<S> {
         self.taken(cx, shut)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use axum::routing::get;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
+    use tokio::sync::Semaphore;
+    use tokio::task::JoinHandle;
+    use tokio::time::Instant;
+
+    use super::*;
+
+    const REQUEST: &[u8] = b"GET /ok HTTP/1.1\r\nHost: here\r\n\r\n";
+
+    /// A served connection, whose time is simulated: it stands still while there is something to do.
+    struct Peer {
+        stream: DuplexStream,
+        served: JoinHandle<()>,
+        stop: CancellationToken,
+        room: Arc<Semaphore>,
+        began: Instant,
+    }
+
+    impl Peer {
+        fn connect() -> Self {
+            let router = Router::new()
+                .route("/ok", get(async |ConnectInfo(peer): ConnectInfo<SocketAddr>| peer.to_string()))
+                .route("/large", get(async || vec![b'x'; 1 << 20]))
+                .route("/slow", get(async || tokio::time::sleep(Duration::from_secs(20)).await));
+            let (stream, server) = tokio::io::duplex(1024);
+            let (stop, room) = (CancellationToken::new(), Arc::new(Semaphore::new(1)));
+            let permit = Arc::clone(&room).try_acquire_owned().unwrap();
+            let peer = "[::ffff:192.0.2.7]:9".parse().unwrap();
+            let served = tokio::spawn(serve(server, peer, router, stop.clone(), permit));
+            Self { stream, served, stop, room, began: Instant::now() }
+        }
+
+        async fn send(&mut self, bytes: &[u8]) {
+            self.stream.write_all(bytes).await.unwrap();
+        }
+
+        /// Reads an answer to its end, which is the peer's address.
+        async fn answer(&mut self) -> String {
+            let mut answer = String::new();
+            while !answer.ends_with("\r\n\r\n192.0.2.7:9") {
+                let byte = self.stream.read_u8().await.unwrap();
+                answer.push(byte.into());
+            }
+            answer
+        }
+
+        /// Waits until the server has closed, and answers after how many seconds it has.
+        async fn closed(mut self) -> u64 {
+            self.stream.read_to_end(&mut Vec::new()).await.unwrap();
+            self.served.await.unwrap();
+            assert_eq!(self.room.available_permits(), 1, "a closed connection makes room");
+            self.began.elapsed().as_secs()
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_peer_that_says_nothing_is_closed() {
+        assert_eq!(Peer::connect().closed().await, 10);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_head_that_drips_is_closed() {
+        let mut peer = Peer::connect();
+        for byte in &REQUEST[..9] {
+            peer.send(&[*byte]).await;
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+        assert_eq!(peer.closed().await, 10);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_idles_for_longer_than_a_head_may_take() {
+        let mut peer = Peer::connect();
+        for _ in 0..3 {
+            peer.send(REQUEST).await;
+            assert!(peer.answer().await.starts_with("HTTP/1.1 200 OK\r\n"));
+            tokio::time::sleep(Duration::from_secs(60)).await;
+        }
+        peer.send(&REQUEST[..9]).await;
+        assert_eq!(peer.closed().await, 190, "from the first byte");
+
+        let mut peer = Peer::connect();
+        peer.send(REQUEST).await;
+        peer.answer().await;
+        assert_eq!(peer.closed().await, 75);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn requests_may_take_long_and_come_together() {
+        let mut peer = Peer::connect();
+        peer.send(b"GET /slow HTTP/1.1\r\nHost: here\r\n\r\n").await;
+        peer.send(REQUEST).await;
+        peer.answer().await;
+        assert_eq!(peer.began.elapsed().as_secs(), 20);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_peer_that_takes_nothing_is_closed() {
+        let mut peer = Peer::connect();
+        peer.send(b"GET /large HTTP/1.1\r\nHost: here\r\n\r\n").await;
+        (&mut peer.served).await.unwrap();
+        assert_eq!(peer.began.elapsed().as_secs(), 30);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stop_ends_at_once_what_idles_and_lets_finish_what_is_answered() {
+        let mut idle = Peer::connect();
+        idle.send(REQUEST).await;
+        idle.answer().await;
+        idle.stop.cancel();
+        assert_eq!(idle.closed().await, 0);
+
+        let mut busy = Peer::connect();
+        busy.send(b"GET /slow HTTP/1.1\r\nHost: here\r\n\r\n").await;
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        busy.stop.cancel();
+        let mut answer = [0; 15];
+        busy.stream.read_exact(&mut answer).await.unwrap();
+        assert_eq!(&answer, b"HTTP/1.1 200 OK");
+        assert_eq!(busy.closed().await, 20);
+
+        let mut half = Peer::connect();
+        half.send(&REQUEST[..9]).await;
+        half.stop.cancel();
+        assert!(half.closed().await <= 1);
+    }
+}

@@ -83,11 +83,11 @@ fn check(settings: &Settings, report: &mut Report) -> io::Result<()> {
         report.line("disk", room(&path))?;
         report.line("disk", writes(&path))?;
         report.line("clock", clock_against_files(&clock, &path))?;
+        report.line("clock", clock_against_itself(&clock))?;
         if settings.get("JWT_SECRET").is_none() {
             report.line("secret", secret(&secret_file::path_for(&path)))?;
         }
     }
-    report.line("clock", clock_against_itself(&clock))?;
     if let Ok(listen) = Config::listen(settings) {
         report.line("address", address(listen))?;
     }

@@ -108,6 +108,10 @@ async fn run(config: Config, files: usize) -> anyhow::Result<()> {
     let mut feed = tokio::spawn(Arc::clone(&api).follow(work.clone()));
     let expiry = tokio::spawn(expire(Arc::clone(&services), config.session_max_age, work.clone()));
     let server = Server { api, hub, store, stop: CancellationToken::new(), connections: TaskTracker::new(), work };
+    tokio::select! {
+        () = server.api.following() => {}
+        ended = &mut feed => return Err(stopped(ended)),
+    }
     let taking = server.connections.clone();
     tokio::spawn(listener.run(server.api.router(), server.stop.clone(), taking.clone()));
     if let Some(listener) = metrics_listener {

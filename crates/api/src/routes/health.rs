@@ -92,7 +92,7 @@ async fn ready(State(api): State<Arc<Api>>) -> Answer<Health> {
     if api.draining.load(Ordering::Relaxed) {
         return Err(StoreError::Unavailable("the server is shutting down".into()).into());
     }
-    if !api.following.load(Ordering::Relaxed) {
+    if !*api.following.borrow() {
         return Err(StoreError::Unavailable("the committed stream is not followed".into()).into());
     }
     tokio::time::timeout(READY_TIMEOUT, api.services.store.ping())
