@@ -1,10 +1,10 @@
 //! What goes over the wire, in both directions, member by member.
 
-use rollcall_core::class::{Class, ClassWithStudents};
+use rollcall_core::class::{Class, ClassName, ClassWithStudents};
 use rollcall_core::record::Record;
 use rollcall_core::session::{Actor, Counts, Event, LogEntry, Mark, SessionInfo, SessionState};
 use rollcall_core::user::{Account, Person};
-use rollcall_core::{ClassId, ObjectId, SessionId, Timestamp, UserId};
+use rollcall_core::{ClassId, Error, ObjectId, SessionId, Timestamp, UserId};
 use serde::{Deserialize, Serialize, Serializer};
 use serde_json::Value;
 use utoipa::ToSchema;
@@ -122,7 +122,14 @@ pub(crate) struct LoginBody {
 pub(crate) struct ClassBody {
     /// 1 to 100 characters after trimming, no control characters.
     #[schema(example = "Algebra I")]
-    pub class_name: String,
+    class_name: String,
+}
+
+impl ClassBody {
+    /// The name, held to its rule.
+    pub(crate) fn name(&self) -> Result<ClassName, Error> {
+        ClassName::parse(&self.class_name).map_err(|error| Error::Invalid(vec![error]))
+    }
 }
 
 /// A student who is to be enrolled.

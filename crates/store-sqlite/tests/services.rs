@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use futures_util::StreamExt;
+use rollcall_core::class::ClassName;
 use rollcall_core::password::{HashError, PasswordHasher};
 use rollcall_core::policy::{ClassAccess, Member, OwnClass, Participant, Student, Teacher};
 use rollcall_core::service::{Committed, OpenView, Ports, Services, SignUp, TeacherSignup};
@@ -103,7 +104,7 @@ impl School {
     }
 
     async fn class(&self, teacher: Teacher, students: &[Student]) -> OwnClass {
-        let id = self.services.classes.create(teacher, "Algebra").await.unwrap().class.id;
+        let id = self.services.classes.create(teacher, ClassName::parse("Algebra").unwrap()).await.unwrap().class.id;
         let class = self.services.classes.own(teacher, id).await.unwrap();
         for student in students {
             self.enrol(&class, student.id()).await;
@@ -494,7 +495,7 @@ async fn a_class_is_seen_by_its_people_and_outlived_by_its_history() {
         classes.view(Participant::Teacher(teacher), id).await.map(drop),
         classes.active_access(Participant::Student(ada), id).await.map(drop),
         classes.own(teacher, id).await.map(drop),
-        classes.rename(&class, "Geometry").await.map(drop),
+        classes.rename(&class, ClassName::parse("Geometry").unwrap()).await.map(drop),
         classes.add_student(&class, bob.id(), by.clone()).await.map(drop),
         school.services.attendance.start(&class, by.clone()).await.map(drop),
         classes.archive(&class, by).await.map(drop),

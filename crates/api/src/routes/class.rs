@@ -42,7 +42,7 @@ async fn create(
     As(teacher): As<Teacher>,
     Body(body): Body<ClassBody>,
 ) -> Result<(StatusCode, Json<Envelope<ClassOut>>), ApiError> {
-    let class = api.services.classes.create(teacher, &body.class_name).await?;
+    let class = api.services.classes.create(teacher, body.name()?).await?;
     Ok((StatusCode::CREATED, ok(class.into())))
 }
 
@@ -146,8 +146,9 @@ async fn rename(
     PathId(id): PathId,
     Body(body): Body<ClassBody>,
 ) -> Answer<ClassOut> {
+    let name = body.name()?;
     let class = own(&api, teacher, &id).await?;
-    Ok(ok(api.services.classes.rename(&class, &body.class_name).await?.into()))
+    Ok(ok(api.services.classes.rename(&class, name).await?.into()))
 }
 
 /// Archives a class

@@ -258,6 +258,18 @@ impl Api {
         own.zip(theirs).is_some_and(|(own, theirs)| theirs.as_str().eq_ignore_ascii_case(own))
     }
 
+    /// What a client that knows of the class up to `known` missed, and up to where it knows of it then.
+    async fn missed(&self, class: ClassId, known: Revision) -> Result<(Revision, Vec<Arc<SessionChange>>), Error> {
+        let attendance = &self.services.attendance;
+        let missed = attendance.missed(class, known).await?;
+        let last = match missed.last() {
+            Some(change) => change.entry.revision,
+            // Nobody knows the future: who claims to, as after a restored backup, hears all that comes.
+            None => known.min(attendance.revision(class).await?),
+        };
+        Ok((last, missed))
+    }
+
     /// Sends a connection what it missed of each class that it hears, and ends the hold on what comes.
     async fn resend(&self, connection: &Connection, user: UserId, since: HashMap<ClassId, Revision>) {
         let hears = match self.services.classes.heard_by(user).await {
@@ -269,11 +281,10 @@ impl Api {
                 connection.release(class.bytes(), 0);
                 continue;
             }
-            let missed = match self.services.attendance.missed(class, known).await {
+            let (last, missed) = match self.missed(class, known).await {
                 Ok(missed) => missed,
                 Err(error) => return fail(connection, &error),
             };
-            let last = missed.last().map_or(known, |change| change.entry.revision);
             for chunk in latest(&missed).chunks(CHUNK) {
                 chunk
                     .iter()

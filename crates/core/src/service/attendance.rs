@@ -187,6 +187,11 @@ impl Attendance {
         }
     }
 
+    /// The class's revision at present.
+    pub async fn revision(&self, class: ClassId) -> Result<Revision, Error> {
+        Ok(self.newest_session(class, None).await?.map_or(Revision(0), |last| last.revision))
+    }
+
     /// The class's last session, of those that began before `before` if that is given.
     async fn newest_session(&self, class: ClassId, before: Option<Revision>) -> Result<Option<SessionInfo>, Error> {
         Ok(self.store.sessions(class, Page { after: before, limit: 1 }).await?.into_iter().next())

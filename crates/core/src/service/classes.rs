@@ -31,8 +31,7 @@ pub struct Classes {
 
 impl Classes {
     /// Makes a class of the teacher's.
-    pub async fn create(&self, teacher: Teacher, name: &str) -> Result<ClassWithStudents, Error> {
-        let name = parse_name(name)?;
+    pub async fn create(&self, teacher: Teacher, name: ClassName) -> Result<ClassWithStudents, Error> {
         let now = self.clock.now();
         let class =
             Class { id: ClassId(self.ids.next(now)), name, teacher_id: teacher.id(), archived: false, created_at: now };
@@ -96,8 +95,7 @@ impl Classes {
     }
 
     /// Gives a class another name.
-    pub async fn rename(&self, class: &OwnClass, name: &str) -> Result<ClassWithStudents, Error> {
-        let name = parse_name(name)?;
+    pub async fn rename(&self, class: &OwnClass, name: ClassName) -> Result<ClassWithStudents, Error> {
         changed(self.store.rename_class(class.id(), name).await?)
     }
 
@@ -151,10 +149,6 @@ impl Classes {
 
 pub(super) fn active(class: Option<Arc<Class>>) -> Result<Arc<Class>, Error> {
     class.filter(|class| !class.archived).ok_or(Error::ClassNotFound)
-}
-
-fn parse_name(name: &str) -> Result<ClassName, Error> {
-    ClassName::parse(name).map_err(|error| Error::Invalid(vec![error]))
 }
 
 fn changed(outcome: ClassChanged) -> Result<ClassWithStudents, Error> {
