@@ -135,13 +135,17 @@ impl Connection {
     /// Ends the hold of a topic (see [`Registration::join_all`]): the frames that were held and whose version is
     /// higher than `after` follow, then those that come. Frames up to `after` are never sent, even if they come later.
     pub fn release(&self, topic: Key, after: u64) {
-        if let Some(hub) = self.0.hub.upgrade() {
-            for membership in self.0.memberships.lock().iter_mut().filter(|membership| membership.topic == topic) {
-                membership.held = false;
-            }
-            if let Some(topic) = hub.topics.lock().live.get(&topic) {
-                topic.order(Command::Release { id: self.id(), after });
-            }
+        if let Some(hub) = self.0.hub.upgrade()
+            && let Some(topic) = hub.topics.lock().live.get(&topic)
+        {
+            topic.order(Command::Release { id: self.id(), after });
+        }
+    }
+
+    /// The topic's frames are not held any more.
+    pub(crate) fn released(&self, topic: Key) {
+        for membership in self.0.memberships.lock().iter_mut().filter(|membership| membership.topic == topic) {
+            membership.held = false;
         }
     }
 
@@ -543,5 +547,78 @@ impl Drop for Registration {
         if self.hub.count.fetch_sub(1, Ordering::SeqCst) == 1 {
             self.hub.empty.notify_waiters();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::{Hub, HubConfig, REMEMBERED, Topics, Versions};
+    use crate::topic::Event;
+    use crate::{Frame, Key, Tier};
+
+    fn key(number: usize) -> Key {
+        let mut key = Key::default();
+        key[..8].copy_from_slice(&number.to_be_bytes());
+        key
+    }
+
+    async fn no_topic_is_live(hub: &Hub) {
+        let check = async {
+            while !hub.topics.lock().live.is_empty() {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(20), check).await.expect("the topics' tasks end");
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_topic_ends_with_its_last_member_and_its_versions_are_kept() {
+        let hub = Hub::new(HubConfig::default());
+        for round in 1..=500 {
+            let first = hub.register(key(1), 0).expect("few connections");
+            let second = hub.register(key(2), 0).expect("few connections");
+            assert!(first.join_all(first.generation(), [(key(7), Tier::First, false)]));
+            assert!(second.join_all(second.generation(), [(key(7), Tier::Rest, true), (key(8), Tier::Rest, false)]));
+            hub.publish(key(7), round, Some(Frame::from("frame").into()));
+            drop(first);
+            hub.leave_user(key(2), key(7));
+            // Sometimes the topic is being given up when the next round joins it.
+            drop(second);
+            if round % 2 == 0 {
+                no_topic_is_live(&hub).await;
+            }
+        }
+        no_topic_is_live(&hub).await;
+        assert_eq!(hub.topics.lock().remembered(key(7)), Versions { published: 500, assumed: 0 });
+    }
+
+    #[tokio::test]
+    async fn who_waits_for_a_topic_leaves_nothing_behind() {
+        let hub = Hub::new(HubConfig::default());
+        let registration = hub.register(key(1), 0).expect("few connections");
+        let waiting = hub.reached(registration.connection(), key(7), 3);
+        assert!(tokio::time::timeout(Duration::from_millis(5), waiting).await.is_err());
+        assert!(hub.topics.lock().live.is_empty());
+        let waiting = hub.reached(registration.connection(), key(7), 3);
+        tokio::join!(waiting, async { hub.publish(key(7), 3, None) });
+        assert!(hub.topics.lock().live.is_empty());
+        assert_eq!(hub.topics.lock().remembered(key(7)).published, 3);
+    }
+
+    #[test]
+    fn the_memory_of_versions_is_bounded() {
+        let mut topics = Topics::default();
+        let count = 3 * REMEMBERED;
+        for number in 0..count {
+            topics.publish(key(number), Event { version: Some(1), message: None });
+            // One that is still in use is not forgotten.
+            topics.publish(key(0), Event { version: Some(number as u64 + 1), message: None });
+        }
+        assert!(topics.younger.len() + topics.older.len() <= 2 * REMEMBERED);
+        assert_eq!(topics.remembered(key(0)).published, count as u64);
+        assert_eq!(topics.remembered(key(count - REMEMBERED)).published, 1);
+        assert_eq!(topics.remembered(key(1)), Versions::default());
     }
 }

@@ -263,21 +263,23 @@ impl<H: Handler> Actor<H> {
     /// Does what can be done now. Everything that is left undone wakes the task when its time has come.
     fn drive(&mut self, context: &mut Context<'_>) -> Poll<Ended> {
         loop {
-            match self.poll_write(context) {
+            let writable = match self.poll_write(context) {
                 Poll::Ready(Ok(())) => match self.written_all(context) {
                     Ok(true) => continue,
-                    Ok(false) => {}
+                    Ok(false) => true,
                     Err(ended) => return Poll::Ready(ended),
                 },
                 Poll::Ready(Err(ended)) => return Poll::Ready(ended),
-                Poll::Pending => {}
-            }
+                Poll::Pending => false,
+            };
             if self.poll_commands(context).is_ready() {
                 continue;
             }
             match self.poll_read(context) {
                 Poll::Ready(Ok(())) => continue,
                 Poll::Ready(Err(ended)) => return Poll::Ready(ended),
+                // The codec answers a ping when it is asked for what follows.
+                Poll::Pending if writable && !self.control.is_empty() => continue,
                 Poll::Pending => {}
             }
             match self.poll_time(context) {
@@ -374,8 +376,10 @@ impl<H: Handler> Actor<H> {
         match self.phase {
             Phase::Closing { close, until } => {
                 let frame = CloseFrame { code: close.code.into(), reason: Utf8Bytes::from_static(close.reason) };
-                // Only a peer that was faster makes this fail; then the close is in `control` all the same.
-                let _ = self.codec.close(&mut Wire::writing(&mut self.control), Some(frame));
+                let mut wire = Wire::writing(&mut self.control);
+                // A pong that is still owed would otherwise come behind the close. Only a peer that closed meanwhile
+                // makes these fail, and then the answer to its close is in `control`.
+                let _ = self.codec.flush(&mut wire).and_then(|()| self.codec.close(&mut wire, Some(frame)));
                 self.phase = Phase::Parting { until };
                 Ok(true)
             }

@@ -280,12 +280,13 @@ impl Member {
         self.connection.send(frame);
     }
 
-    fn release(&mut self, after: u64, limits: Limits) {
+    fn release(&mut self, topic: Key, after: u64, limits: Limits) {
         let Some(held) = self.pace.take().and_then(|pace| pace.held) else { return };
         self.pace = Some(Box::new(Pace { held: None, after }));
         for (version, frame) in held.frames {
             self.give(version, frame, limits);
         }
+        self.connection.released(topic);
         for waiter in held.waiters {
             let _ = waiter.send(());
         }
@@ -357,9 +358,9 @@ impl Members {
                 self.rest.shrink_to(self.rest.len() * 2);
             }
             Command::Release { id, after } => {
-                let limits = self.limits;
+                let (topic, limits) = (self.topic.key(), self.limits);
                 if let Some(member) = self.member(id) {
-                    member.release(after, limits);
+                    member.release(topic, after, limits);
                 }
             }
             Command::Released { id, done } => {
