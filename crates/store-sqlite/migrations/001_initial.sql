@@ -1,6 +1,9 @@
 -- Ids are the 12 bytes of an ObjectId, times are milliseconds since 1970 in UTC. Names of roles, statuses, kinds and
 -- doors are the public ones, so that the file can be read without this program.
 
+-- "Roll": the file is Rollcall's.
+PRAGMA application_id = 0x526f6c6c;
+
 CREATE TABLE users (
     id            BLOB    NOT NULL PRIMARY KEY CHECK (length(id) = 12),
     name          TEXT    NOT NULL,

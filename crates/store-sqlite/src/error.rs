@@ -40,6 +40,12 @@ pub enum OpenError {
         /// The database.
         path: PathBuf,
     },
+    /// The file system cannot hold a write-ahead log, as some network file systems.
+    #[error("the file system of {path} cannot hold SQLite's log; put the database on a local disk")]
+    NoLog {
+        /// The database.
+        path: PathBuf,
+    },
     /// The schema cannot be brought up to date.
     #[error("cannot bring {path} up to date")]
     Migration {

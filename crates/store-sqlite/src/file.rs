@@ -3,7 +3,7 @@
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rusqlite::{Connection, OpenFlags, TransactionBehavior};
 use rusqlite_migration::{M, Migrations};
@@ -13,7 +13,7 @@ use crate::error::OpenError;
 /// Every schema change, oldest first. A released one is never edited; to change the schema, add a file.
 const MIGRATIONS: &[M<'static>] = &[M::up(include_str!("../migrations/001_initial.sql"))];
 
-/// Marks the file as Rollcall's (`application_id` in SQLite's header): "Roll".
+/// Marks the file as Rollcall's (`application_id` in SQLite's header): "Roll". The first migration writes it.
 const APPLICATION_ID: i32 = 0x526f_6c6c;
 
 /// How long to wait for another process that writes. Longer is not worth waiting for: the caller may try again.
@@ -55,15 +55,20 @@ pub(crate) fn create(path: &Path) -> Result<(), OpenError> {
     if let Some(folder) = path.parent() {
         create_folder(folder).map_err(|source| failed(folder, source))?;
     }
-    owner_only(path).map_err(|source| failed(path, source))?;
-    Ok(())
+    // A file that is there is left to SQLite alone: closing it here would end the locks that SQLite holds on it for
+    // other connections of this process.
+    match owner_only(OpenOptions::new().write(true).create_new(true), path) {
+        Err(source) if source.kind() != io::ErrorKind::AlreadyExists => Err(failed(path, source)),
+        _ if path.is_dir() => Err(failed(path, io::ErrorKind::IsADirectory.into())),
+        _ => Ok(()),
+    }
 }
 
 /// Takes the lock that one server at a time holds. It ends with the process, however that ends.
 pub(crate) fn lock(path: &Path) -> Result<File, OpenError> {
     let lock_path = beside(path, ".lock");
     let failed = |source| OpenError::File { path: lock_path.clone(), source };
-    let file = owner_only(&lock_path).map_err(failed)?;
+    let file = owner_only(OpenOptions::new().write(true).create(true).truncate(false), &lock_path).map_err(failed)?;
     match file.try_lock() {
         Ok(()) => Ok(file),
         Err(TryLockError::WouldBlock) => Err(OpenError::AlreadyServed { path: path.to_owned() }),
@@ -79,11 +84,9 @@ fn create_folder(folder: &Path) -> io::Result<()> {
     builder.create(folder)
 }
 
-fn owner_only(path: &Path) -> io::Result<File> {
-    let mut options = OpenOptions::new();
-    options.read(true).write(true).create(true).truncate(false);
+fn owner_only(options: &mut OpenOptions, path: &Path) -> io::Result<File> {
     #[cfg(unix)]
-    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+    std::os::unix::fs::OpenOptionsExt::mode(options, 0o600);
     options.open(path)
 }
 
@@ -95,6 +98,9 @@ pub(crate) fn open_writer(path: &Path) -> Result<Connection, OpenError> {
             .map_err(sqlite)?;
     connection.busy_timeout(BUSY_TIMEOUT).map_err(sqlite)?;
     check_owner(path, &connection)?;
+    if !log_ahead(&connection).map_err(sqlite)? {
+        return Err(OpenError::NoLog { path: path.to_owned() });
+    }
     configure_writer(&connection).map_err(sqlite)?;
     migrate(path, &mut connection)?;
     Ok(connection)
@@ -103,6 +109,8 @@ pub(crate) fn open_writer(path: &Path) -> Result<Connection, OpenError> {
 /// Refuses a file that another program made, before anything in it is changed.
 pub(crate) fn check_owner(path: &Path, connection: &Connection) -> Result<(), OpenError> {
     let look = || -> rusqlite::Result<(i32, i64)> {
+        // One moment for both: another process may be making the tables.
+        let connection = connection.unchecked_transaction()?;
         let id = connection.pragma_query_value(None, "application_id", |row| row.get(0))?;
         let tables = connection.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))?;
         Ok((id, tables))
@@ -117,9 +125,28 @@ pub(crate) fn check_owner(path: &Path, connection: &Connection) -> Result<(), Op
     }
 }
 
+/// Turns the write-ahead log on. Answers whether it is on: some network file systems cannot hold one.
+fn log_ahead(connection: &Connection) -> rusqlite::Result<bool> {
+    let deadline = Instant::now() + BUSY_TIMEOUT;
+    loop {
+        let mode = connection
+            .pragma_update_and_check(None, "journal_mode", "wal", |row| row.get::<_, String>(0))
+            .map(|mode| mode == "wal");
+        match mode {
+            // SQLite itself does not wait here for another process that does the same.
+            Err(error)
+                if error.sqlite_error_code() == Some(rusqlite::ErrorCode::DatabaseBusy)
+                    && Instant::now() < deadline =>
+            {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            mode => return mode,
+        }
+    }
+}
+
 fn configure_writer(connection: &Connection) -> rusqlite::Result<()> {
     connection.set_prepared_statement_cache_capacity(STATEMENTS);
-    connection.pragma_update(None, "journal_mode", "wal")?;
     connection.pragma_update(None, "synchronous", "full")?;
     // On macOS a plain fsync leaves data in the drive's cache; elsewhere these two change nothing.
     connection.pragma_update(None, "fullfsync", true)?;
@@ -151,14 +178,6 @@ fn migrate(path: &Path, connection: &mut Connection) -> Result<(), OpenError> {
             Err(error) if attempt == 2 => return Err(failed(error)),
             Err(_) => {}
         }
-    }
-    let id: i32 = connection
-        .pragma_query_value(None, "application_id", |row| row.get(0))
-        .map_err(|source| OpenError::Sqlite { path: path.to_owned(), source })?;
-    if id != APPLICATION_ID {
-        connection
-            .pragma_update(None, "application_id", APPLICATION_ID)
-            .map_err(|source| OpenError::Sqlite { path: path.to_owned(), source })?;
     }
     Ok(())
 }
