@@ -29,9 +29,10 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
             "test",
             "--package",
             "rollcall",
+            "--test",
+            "crash",
             "--",
             "--include-ignored",
-            "crash",
         ]))?;
         cargo::run(cargo::cargo().env("PROPTEST_CASES", CASES.to_string()).args([
             "test",

@@ -6,6 +6,8 @@
 mod error;
 mod extract;
 mod feed;
+#[doc(hidden)]
+pub mod fuzzing;
 mod limits;
 mod middleware;
 mod model;
