@@ -80,7 +80,9 @@ async fn run(config: Config, files: usize) -> anyhow::Result<()> {
     let hasher = BcryptPool::start(config.bcrypt_cost).context("no threads for hashing passwords")?;
     let ports = Ports { store: Arc::clone(&store) as _, clock, hasher: Arc::new(hasher), ids: system::ids()? };
     let services = Arc::new(Services::new(ports, config.teacher_signup.clone()));
-    let hub = Hub::new(HubConfig::default());
+    let bounds = HubConfig::default();
+    let max_per_user = if config.limits { bounds.max_per_user } else { usize::MAX };
+    let hub = Hub::new(HubConfig { max_per_user, ..bounds });
     let listener = bind("LISTEN_ADDR", config.listen, files.saturating_sub(OWN_FILES).max(OWN_FILES))?;
     let address = listener.address()?;
     let metrics_listener = match config.metrics {
