@@ -103,12 +103,15 @@ impl Drop for Process {
 
 /// Runs a reference that ends by itself; the number that it printed.
 pub(crate) fn figure(arguments: &[&str]) -> anyhow::Result<f64> {
-    let output = Command::new(std::env::current_exe()?)
+    let mut child = Command::new(std::env::current_exe()?)
         .arg("bench-reference")
         .args(arguments)
         .stdin(Stdio::piped())
-        .stderr(Stdio::inherit())
-        .output()?;
+        .stdout(Stdio::piped())
+        .spawn()?;
+    // Open until it has ended: it ends early when this closes.
+    let _stdin = child.stdin.take();
+    let output = child.wait_with_output()?;
     if !output.status.success() {
         bail!("the reference {arguments:?} failed with {}", output.status);
     }

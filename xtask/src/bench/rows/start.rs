@@ -8,6 +8,9 @@ use crate::bench::http::{Client, request};
 use crate::bench::process::Process;
 use crate::bench::table::{Row, percentile, time};
 
+/// How long a start may take.
+const PATIENCE: Duration = Duration::from_secs(30);
+
 pub(crate) fn start(bench: &Bench) -> anyhow::Result<Vec<Row>> {
     let million = bench.databases.copy(1_000_000)?;
     let mut times = [Vec::new(), Vec::new(), Vec::new()];
@@ -36,7 +39,14 @@ fn start_server(bench: &Bench, database: &Path) -> anyhow::Result<Duration> {
     first_answer(started, &server, "/health/ready")
 }
 
+/// Asks until the answer is a success. A server that answers that it is not ready yet has not started.
 fn first_answer(started: Instant, process: &Process, path: &str) -> anyhow::Result<Duration> {
-    Client::connect(process.address())?.ask(&request("GET", path, None, ""))?;
-    Ok(started.elapsed())
+    let ask = request("GET", path, None, "");
+    loop {
+        match Client::connect(process.address())?.ask(&ask) {
+            Ok(_) => return Ok(started.elapsed()),
+            Err(error) if started.elapsed() > PATIENCE => return Err(error),
+            Err(_) => std::thread::sleep(Duration::from_millis(1)),
+        }
+    }
 }
