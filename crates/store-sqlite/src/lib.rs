@@ -22,6 +22,8 @@ mod record;
 mod row;
 mod session;
 mod stream;
+#[cfg(test)]
+mod tests;
 mod tx;
 mod user;
 mod writer;

@@ -80,6 +80,11 @@ impl Readers {
         .await
     }
 
+    /// Whether they take no more reads.
+    pub(crate) fn stopped(&self) -> bool {
+        self.queue.is_closed()
+    }
+
     /// Lets the readers finish what waits and end.
     pub(crate) async fn stop(&self) {
         // Without a receiver they are ending already.

@@ -18,8 +18,9 @@ use crate::reader::Readers;
 use crate::row::{Columns, integer};
 use crate::session;
 
-/// How many signals a follower may fall behind before it goes to the tables.
-pub(crate) const KEPT_SIGNALS: usize = 1_024;
+/// How many signals a follower may fall behind before it goes to the tables. They are kept for it meanwhile: few, as
+/// a batch may be large.
+pub(crate) const KEPT_SIGNALS: usize = 256;
 /// How far back in the stream a follower can go.
 pub(crate) const KEPT_CHANGES: u64 = 100_000;
 /// How many places the stream goes on between two times that old changes are deleted.
@@ -152,6 +153,9 @@ pub(crate) async fn follow(
     Ok(Box::pin(unfold(follower, async |mut follower| follower.next().await.map(|item| (item, follower)))))
 }
 
+/// The store was closed.
+struct Ended;
+
 struct Follower {
     readers: Arc<Readers>,
     signals: broadcast::Receiver<Signal>,
@@ -169,10 +173,11 @@ impl Follower {
         }
         loop {
             if self.given != self.known {
-                if let Some(item) = self.catch_up().await {
-                    return Some(item);
+                match self.catch_up().await {
+                    Ok(Some(item)) => return Some(item),
+                    Ok(None) => continue,
+                    Err(Ended) => return None,
                 }
-                continue;
             }
             match self.signals.recv().await {
                 Ok(signal) => {
@@ -180,7 +185,8 @@ impl Follower {
                         return Some(item);
                     }
                 }
-                Err(RecvError::Lagged(_)) => self.look_ahead().await,
+                // What was missed lies behind the next signal, and so is read from the tables.
+                Err(RecvError::Lagged(_)) => {}
                 Err(RecvError::Closed) => return None,
             }
         }
@@ -204,40 +210,26 @@ impl Follower {
     }
 
     /// Gives the next part of what lies between here and the known end.
-    async fn catch_up(&mut self) -> Option<Followed> {
+    async fn catch_up(&mut self) -> Result<Option<Followed>, Ended> {
         let after = self.given;
         match self.readers.read_consistent(move |connection| read(connection, after)).await {
             Ok(Told::Changes(last, changes)) => {
                 self.given = last;
                 self.known = self.known.max(last);
                 let changes: Vec<_> = changes.into_iter().map(|(_, change)| change).collect();
-                (!changes.is_empty()).then(|| Followed::Batch(Arc::new(Batch { changes, cursor: cursor(last) })))
+                let batch = (!changes.is_empty()).then(|| Arc::new(Batch { changes, cursor: cursor(last) }));
+                Ok(batch.map(Followed::Batch))
             }
             Ok(Told::Unknown(head)) => {
                 (self.given, self.known) = (head, head);
-                Some(Followed::Lost)
+                Ok(Some(Followed::Lost))
             }
+            Err(_) if self.readers.stopped() => Err(Ended),
             Err(error) => {
-                self.wait_after(&error).await;
-                None
+                tracing::warn!(error = &error as &dyn std::error::Error, "the committed stream cannot be read yet");
+                tokio::time::sleep(RETRY).await;
+                Ok(None)
             }
         }
-    }
-
-    async fn look_ahead(&mut self) {
-        loop {
-            match self.readers.read(head).await {
-                Ok(head) => {
-                    self.known = head;
-                    return;
-                }
-                Err(error) => self.wait_after(&error).await,
-            }
-        }
-    }
-
-    async fn wait_after(&self, error: &StoreError) {
-        tracing::warn!(error = error as &dyn std::error::Error, "the committed stream cannot be read; trying again");
-        tokio::time::sleep(RETRY).await;
     }
 }

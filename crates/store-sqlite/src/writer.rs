@@ -20,7 +20,7 @@ use tokio::sync::{broadcast, mpsc, oneshot};
 use tokio::time::timeout_at;
 
 use crate::end::End;
-use crate::error::{Gone, OpenError, not_done};
+use crate::error::{Gone, OpenError, is_temporary, not_done};
 use crate::session;
 use crate::stream::{self, Signal};
 use crate::tx::{OpenSessions, Tx};
@@ -282,7 +282,9 @@ impl Thread {
     }
 
     fn note_failure(&mut self, error: &rusqlite::Error) {
-        if !self.failing {
+        if !is_temporary(error) {
+            tracing::error!(error = error as &dyn std::error::Error, "the database failed");
+        } else if !self.failing {
             tracing::warn!(error = error as &dyn std::error::Error, "the database refuses");
         }
         self.failing = true;
@@ -310,13 +312,15 @@ impl Thread {
                 self.open.clear();
                 self.roll_back();
                 let (error, proven) = match failure {
-                    Failure::NotDone(error) => (error, true),
+                    Failure::NotDone(error) => {
+                        self.note_failure(&error);
+                        (error, true)
+                    }
                     Failure::Unproven(error) => {
                         self.note_failure(&error);
                         (error, self.heal())
                     }
                 };
-                self.note_failure(&error);
                 let error = Arc::new(error);
                 for job in batch {
                     job.answer(Err(shared(&error, proven)));
@@ -359,7 +363,9 @@ impl Thread {
             }
             _ => Failure::Unproven(error),
         })?;
-        metrics::histogram!("rollcall_commit_seconds").record(started.elapsed().as_secs_f64());
+        if !changes.is_empty() {
+            metrics::histogram!("rollcall_commit_seconds").record(started.elapsed().as_secs_f64());
+        }
         Ok(((head, changes), outcomes))
     }
 
@@ -464,7 +470,7 @@ fn shared(error: &Arc<rusqlite::Error>, proven: bool) -> StoreError {
     let cause = Box::new(Shared(Arc::clone(error)));
     if !proven {
         StoreError::OutcomeUnknown(cause)
-    } else if crate::error::is_temporary(error) {
+    } else if is_temporary(error) {
         StoreError::Unavailable(cause)
     } else {
         StoreError::Internal(cause)
