@@ -425,7 +425,7 @@ mod tests {
         assert_eq!(config.database, Path::new("/var/lib/rollcall/school.db"));
         assert_eq!(config.listen.to_string(), "[::]:0");
         assert_eq!(config.jwt_secret.unwrap().expose_secret(), b"0123456789abcdef0123456789abcdef");
-        assert_eq!((config.token_ttl, config.session_max_age), (Duration::from_secs(5400), 7 * DAY));
+        assert_eq!((config.token_ttl, config.session_max_age), (Duration::from_mins(90), 7 * DAY));
         assert_eq!(config.bcrypt_cost, 4);
         assert!(matches!(config.teacher_signup, TeacherSignup::Code(code) if code.expose_secret() == "a:b"));
         assert_eq!(config.allowed_origins, ["https://school.example", "http://localhost:5173", "http://[::1]"]);

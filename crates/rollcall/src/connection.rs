@@ -262,11 +262,11 @@ mod tests {
                 .route("/ok", get(async |ConnectInfo(peer): ConnectInfo<SocketAddr>| peer.to_string()))
                 .route("/large", get(async || vec![b'x'; 1 << 20]))
                 .route("/slow", get(async || tokio::time::sleep(Duration::from_secs(20)).await));
-            let (stream, server) = tokio::io::duplex(1024);
+            let (stream, other) = tokio::io::duplex(1024);
             let (stop, room) = (CancellationToken::new(), Arc::new(Semaphore::new(1)));
             let permit = Arc::clone(&room).try_acquire_owned().unwrap();
             let peer = "[::ffff:192.0.2.7]:9".parse().unwrap();
-            let served = tokio::spawn(serve(server, peer, router, stop.clone(), permit));
+            let served = tokio::spawn(serve(other, peer, router, stop.clone(), permit));
             Self { stream, served, stop, room, began: Instant::now() }
         }
 
@@ -314,7 +314,7 @@ mod tests {
         for _ in 0..3 {
             peer.send(REQUEST).await;
             assert!(peer.answer().await.starts_with("HTTP/1.1 200 OK\r\n"));
-            tokio::time::sleep(Duration::from_secs(60)).await;
+            tokio::time::sleep(Duration::from_mins(1)).await;
         }
         peer.send(&REQUEST[..9]).await;
         assert_eq!(peer.closed().await, 190, "from the first byte");

@@ -3,7 +3,7 @@
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::Router;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
@@ -17,6 +17,8 @@ use crate::connection;
 const BACKLOG: u32 = 4096;
 /// How long to wait after connections could not be taken, which is when file descriptors or memory are short.
 const PAUSE: Duration = Duration::from_millis(100);
+/// How often the log says at most that there is no room: while there is none, every connection finds it so.
+const TELL_EVERY: Duration = Duration::from_mins(1);
 
 /// A bound address.
 pub(crate) struct Listener {
@@ -43,8 +45,9 @@ impl Listener {
     /// Serves connections until `stop`; each is a task of `connections`, and ends soon after `stop` too.
     pub(crate) async fn run(self, router: Router, stop: CancellationToken, connections: TaskTracker) {
         let accept = async {
+            let mut told = None;
             loop {
-                let permit = self.room().await;
+                let permit = self.room(&mut told).await;
                 let (stream, peer) = self.accept().await;
                 // Without it small answers could wait for the peer's acknowledgement. A failure costs only time.
                 let _ = stream.set_nodelay(true);
@@ -54,12 +57,15 @@ impl Listener {
         stop.run_until_cancelled(accept).await;
     }
 
-    /// Waits for room. Who comes meanwhile waits in the system's queue.
-    async fn room(&self) -> OwnedSemaphorePermit {
+    /// Waits for room. Who comes meanwhile waits in the system's queue. `told` is when the log last said so.
+    async fn room(&self, told: &mut Option<Instant>) -> OwnedSemaphorePermit {
         if let Ok(permit) = Arc::clone(&self.room).try_acquire_owned() {
             return permit;
         }
-        tracing::warn!("as many connections are open as the limit on open files allows; new ones wait");
+        if told.is_none_or(|told| told.elapsed() >= TELL_EVERY) {
+            *told = Some(Instant::now());
+            tracing::warn!("as many connections are open as the limit on open files allows; new ones wait");
+        }
         Arc::clone(&self.room).acquire_owned().await.expect("the semaphore is never closed")
     }
 
