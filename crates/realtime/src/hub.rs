@@ -345,6 +345,8 @@ impl Hub {
 
     /// [`publish`](Self::publish) for many.
     pub fn publish_batch(&self, items: impl IntoIterator<Item = (Key, u64, Option<Message>)>) {
+        // What the caller computes is not computed under the lock.
+        let items: Vec<_> = items.into_iter().collect();
         let mut topics = self.topics.lock();
         for (topic, version, message) in items {
             topics.publish(topic, Event { version: Some(version), message });
@@ -505,6 +507,7 @@ impl Registration {
     /// happens and the answer is false; load again and retry. A topic with `true` is held: its frames are kept for
     /// this connection until [`Connection::release`].
     pub fn join_all(&self, generation: u64, topics: impl IntoIterator<Item = (Key, Tier, bool)>) -> bool {
+        let topics: Vec<_> = topics.into_iter().collect();
         let mut users = self.hub.users.lock();
         let Some(user) = users.present.get_mut(&self.connection.user()) else { return false };
         if user.generation != generation {

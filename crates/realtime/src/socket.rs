@@ -56,9 +56,9 @@ pub struct SocketConfig {
     pub read_buffer: usize,
     /// How long the peer may take to accept what waited for it at one time.
     pub write_timeout: Duration,
-    /// A peer that was quiet for this long is pinged.
+    /// A peer that was quiet for this long is pinged. More than zero.
     pub ping_every: Duration,
-    /// A peer that was quiet for this long is gone.
+    /// A peer that was quiet for this long is gone. The time in which nothing is read from it does not count.
     pub idle_timeout: Duration,
     /// Commands that may wait for their answers. With more, reading waits.
     pub max_in_flight: usize,
@@ -588,16 +588,16 @@ impl<H: Handler> Actor<H> {
             self.connection().close(close::EXPIRED);
         }
         if self.phase == Phase::Open {
+            if self.last_heard.max(self.last_ping) + self.config.ping_every <= now {
+                self.last_ping = now;
+                // Only a socket that is being closed refuses a ping.
+                let _ = self.codec.write(&mut Wire::writing(&mut self.control), Message::Ping(Bytes::new()));
+            }
             if self.paused {
                 self.last_heard = now;
             }
             if self.last_heard + self.config.idle_timeout <= now {
                 return Poll::Ready(Err(Ended));
-            }
-            if self.last_heard.max(self.last_ping) + self.config.ping_every <= now {
-                self.last_ping = now;
-                // Only a socket that is being closed refuses a ping.
-                let _ = self.codec.write(&mut Wire::writing(&mut self.control), Message::Ping(Bytes::new()));
             }
         }
         let deadline = self.deadline();

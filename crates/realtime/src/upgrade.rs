@@ -13,7 +13,9 @@ use tungstenite::handshake::derive_accept_key;
 
 /// A request that asks for a WebSocket, as an extractor. Answer it with [`on_upgrade`](Self::on_upgrade).
 ///
-/// HTTP/1.1 only. The size limits and the buffers of the socket are set where it is [run](crate::run).
+/// HTTP/1.1 only. Whoever accepts the connection sets `TCP_NODELAY`: a second small frame otherwise waits until the
+/// peer has acknowledged the first, which takes 40 ms and more. The size limits and the buffers of the socket are set
+/// where it is [run](crate::run).
 #[must_use = "a client waits for the answer"]
 pub struct Upgrade {
     upgraded: OnUpgrade,

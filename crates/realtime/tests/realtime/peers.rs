@@ -85,6 +85,23 @@ async fn quiet_peers_are_pinged_and_stay_if_they_answer() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_peer_that_is_not_read_from_is_pinged_and_not_given_up() {
+    let config = SocketConfig {
+        ping_every: Duration::from_millis(20),
+        idle_timeout: Duration::from_millis(100),
+        ..SocketConfig::default()
+    };
+    let server = Server::with(HubConfig::default(), config).await;
+    let mut client = server.connect(1, "").await;
+    client.send("block answer").await;
+    for _ in 0..20 {
+        assert_eq!(client.next().await, Message::Ping(Vec::new().into()));
+    }
+    server.shared.gate.add_permits(1);
+    client.expect(&["answer"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn who_goes_away_is_found() {
     let server = Server::new().await;
     drop(server.connect(1, "1r").await);

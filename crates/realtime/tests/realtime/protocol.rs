@@ -187,6 +187,46 @@ async fn broken_frames_are_answered_with_a_close() {
     soon(server.hub().drained()).await;
 }
 
+/// Frames with random headers and bodies, masked or not, whole or torn.
+#[tokio::test(flavor = "multi_thread")]
+async fn any_bytes_end_in_order() {
+    let server = Server::new().await;
+    let mut seed = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut random = move |below: u64| {
+        seed ^= seed << 13;
+        seed ^= seed >> 7;
+        seed ^= seed << 17;
+        u8::try_from(seed % below).unwrap()
+    };
+    for _ in 0..400 {
+        let mut bytes = Vec::new();
+        for _ in 0..=random(12) {
+            let opcode = [0, 1, 2, 8, 9, 10, random(16)][usize::from(random(7))];
+            let last = if random(3) == 0 { 0 } else { 0x80 };
+            let reserved = if random(20) == 0 { random(8) << 4 } else { 0 };
+            bytes.push(last | reserved | opcode);
+            let length = if random(10) == 0 { random(128) } else { random(126) };
+            let masked = if random(20) == 0 { 0 } else { 0x80 };
+            bytes.push(masked | length);
+            let long = match length {
+                126 => 2,
+                127 => 8,
+                _ => 0,
+            };
+            bytes.extend((0..long + 4 + length).map(|_| random(256)));
+        }
+        bytes.truncate(bytes.len() - usize::from(random(8)));
+        let mut stream = raw(&server).await;
+        // The server may have ended it before all was written.
+        let _ = stream.write_all(&bytes).await;
+        let _ = stream.shutdown().await;
+        let mut answer = Vec::new();
+        let _ = soon(stream.read_to_end(&mut answer)).await;
+    }
+    soon(server.hub().drained()).await;
+    assert_eq!(server.shared.panics.load(Ordering::SeqCst), 0);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_close_is_answered() {
     let server = Server::new().await;

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -10,6 +11,7 @@ use axum::Router;
 use axum::extract::{Query, State};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use axum::serve::ListenerExt;
 use futures_util::future::BoxFuture;
 use futures_util::{FutureExt, SinkExt, StreamExt};
 use http::StatusCode;
@@ -43,6 +45,8 @@ pub(crate) struct Shared {
     /// Commands that wait at the gate, and the most that ever did.
     pub(crate) waiting: AtomicUsize,
     pub(crate) most_waiting: AtomicUsize,
+    /// Actors that panicked.
+    pub(crate) panics: AtomicUsize,
 }
 
 impl Shared {
@@ -71,10 +75,13 @@ impl Server {
             gate: Semaphore::new(0),
             waiting: AtomicUsize::new(0),
             most_waiting: AtomicUsize::new(0),
+            panics: AtomicUsize::new(0),
         });
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let router = Router::new().route("/ws", get(socket)).with_state(Arc::clone(&shared));
+        // As a server of small frames has to: otherwise a second frame waits for the first one's acknowledgement.
+        let listener = listener.tap_io(|stream| stream.set_nodelay(true).unwrap());
         tokio::spawn(async move { axum::serve(listener, router).await });
         Self { shared, address }
     }
@@ -122,7 +129,12 @@ async fn socket(
         (key(number.parse().unwrap()), tier, topic.contains('h'))
     });
     assert!(registration.join_all(registration.generation(), topics));
-    upgrade.on_upgrade(move |socket| run(socket, registration, Arc::new(Obedient { shared }), config))
+    upgrade.on_upgrade(async move |socket| {
+        let actor = run(socket, registration, Arc::new(Obedient { shared: Arc::clone(&shared) }), config);
+        if AssertUnwindSafe(actor).catch_unwind().await.is_err() {
+            shared.panics.fetch_add(1, Ordering::SeqCst);
+        }
+    })
 }
 
 /// Does what it is told.
