@@ -206,7 +206,8 @@ struct Actor<H> {
     written: Amount,
     /// Of chunks that are written and not flushed.
     tickets: Vec<Ticket>,
-    unflushed: u64,
+    sent: u64,
+    unflushed: bool,
     blocked_since: Option<Instant>,
 
     timer: Pin<Box<Sleep>>,
@@ -243,10 +244,11 @@ impl<H: Handler> Actor<H> {
             offset: 0,
             written: Amount::default(),
             tickets: Vec::new(),
-            unflushed: 0,
+            sent: 0,
+            unflushed: false,
             blocked_since: None,
             timer: Box::pin(tokio::time::sleep_until(now + config.ping_every)),
-            expires: config.expires_in.map(|time| now + time),
+            expires: config.expires_in.and_then(|time| now.checked_add(time)),
             last_heard: now,
             last_ping: now,
             controls_since: now,
@@ -305,7 +307,7 @@ impl<H: Handler> Actor<H> {
                 let bytes = Bytes::from(mem::take(&mut self.control));
                 self.writing.push_front(Chunk { bytes, frames: 0, ticket: None });
             }
-            if self.writing.is_empty() {
+            if self.writing.is_empty() && !self.unflushed {
                 return Poll::Ready(Ok(()));
             }
             match self.poll_write_chunks(context) {
@@ -344,12 +346,14 @@ impl<H: Handler> Actor<H> {
             if count == 0 {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
             }
+            self.unflushed = true;
             self.advance(count);
         }
         ready!(Pin::new(&mut self.io).poll_flush(context))?;
+        self.unflushed = false;
         self.tickets.clear();
         if let Owner::Registered(registration) = &self.owner {
-            registration.hub().metrics().frames_sent.increment(mem::take(&mut self.unflushed));
+            registration.hub().metrics().frames_sent.increment(mem::take(&mut self.sent));
         }
         Poll::Ready(Ok(()))
     }
@@ -365,7 +369,7 @@ impl<H: Handler> Actor<H> {
             if first.frames > 0 {
                 self.written.frames += first.frames;
                 self.written.bytes += first.bytes.len();
-                self.unflushed += first.frames as u64;
+                self.sent += first.frames as u64;
             }
             self.tickets.extend(self.writing.pop_front().and_then(|chunk| chunk.ticket));
         }
