@@ -1,14 +1,14 @@
 //! The embedded store: one SQLite file, one writer with group commit, a few readers.
 //!
-//! * [`SqliteStore`] is the adapter: [`user`], [`class`], [`session`] and [`record`] hold the statements of one noun
+//! * [`SqliteStore`] is the adapter: `user`, `class`, `session` and `record` hold the statements of one noun
 //!   each, reads and writes beside each other.
-//! * [`writer`] is the one thread that writes, [`tx`] what a command finds there.
-//! * [`reader`] are the threads that read.
-//! * [`stream`] tells what was committed.
-//! * [`file`] opens the file and brings its schema up to date; a schema change is a new file in `migrations/`.
+//! * `writer` is the one thread that writes, `tx` what a command finds there.
+//! * `reader` are the threads that read.
+//! * `stream` tells what was committed.
+//! * `file` opens the file and brings its schema up to date; a schema change is a new file in `migrations/`.
 //!
 //! To add a method of the port, put its statements into the noun's file: a read goes to `self.readers`, a write is a
-//! function of [`tx::Tx`] given to `self.writer`. Whatever is committed must be told: through `Tx::log` if it
+//! function of `tx::Tx` given to `self.writer`. Whatever is committed must be told: through `Tx::log` if it
 //! happened in a session, else through `Tx::tell`.
 
 mod backup;

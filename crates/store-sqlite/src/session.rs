@@ -62,7 +62,9 @@ impl Sessions for SqliteStore {
     async fn open_sessions(&self) -> Result<Vec<OpenSession>, StoreError> {
         self.readers
             .read_consistent(|connection| {
-                let mut statement = connection.prepare_cached(select!("WHERE finished_at IS NULL ORDER BY no"))?;
+                // The order alone would have SQLite go through all sessions there ever were.
+                let mut statement = connection
+                    .prepare_cached(select!("INDEXED BY sessions_open WHERE finished_at IS NULL ORDER BY no"))?;
                 let found = statement.query_map([], info)?;
                 found.map(|info| load(connection, info?)).collect()
             })
@@ -79,7 +81,8 @@ impl Sessions for SqliteStore {
             .read(move |connection| {
                 connection
                     .prepare_cached(
-                        "SELECT id FROM sessions WHERE finished_at IS NULL AND started_at < ?1 ORDER BY no",
+                        "SELECT id FROM sessions INDEXED BY sessions_open
+                         WHERE finished_at IS NULL AND started_at < ?1 ORDER BY no",
                     )?
                     .query_map([before.millis()], |row| Columns::new(row).id())?
                     .collect()

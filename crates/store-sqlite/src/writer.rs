@@ -186,6 +186,16 @@ enum Failure {
     Unproven(rusqlite::Error),
 }
 
+/// What a transaction did that succeeded.
+struct Transaction {
+    /// The last place in the committed stream before it.
+    head: u64,
+    /// What it added to the stream.
+    changes: Vec<Change>,
+    /// What became of each job: one that failed was rolled back alone.
+    outcomes: Vec<Result<(), StoreError>>,
+}
+
 struct Thread {
     connection: Connection,
     signals: broadcast::Sender<Signal>,
@@ -301,9 +311,9 @@ impl Thread {
     fn commit(&mut self, mut batch: Vec<Box<dyn Job>>) {
         metrics::histogram!("rollcall_commit_batch_size").record(batch.len() as f64);
         match self.transact(&mut batch) {
-            Ok((committed, outcomes)) => {
+            Ok(Transaction { head, changes, outcomes }) => {
                 self.note_success();
-                self.emit(committed);
+                self.emit(head, changes);
                 for (job, outcome) in batch.into_iter().zip(outcomes) {
                     job.answer(outcome);
                 }
@@ -329,12 +339,8 @@ impl Thread {
         }
     }
 
-    /// Runs the batch in one transaction. What stands then are the changes behind `head`, and each job's outcome.
-    #[expect(clippy::type_complexity, reason = "read where it is made, by one caller")]
-    fn transact(
-        &mut self,
-        batch: &mut [Box<dyn Job>],
-    ) -> Result<((u64, Vec<Change>), Vec<Result<(), StoreError>>), Failure> {
+    /// Runs the batch in one transaction.
+    fn transact(&mut self, batch: &mut [Box<dyn Job>]) -> Result<Transaction, Failure> {
         let connection = &self.connection;
         execute(connection, "BEGIN IMMEDIATE").map_err(Failure::NotDone)?;
         let version = data_version(connection).map_err(Failure::NotDone)?;
@@ -366,10 +372,10 @@ impl Thread {
         if !changes.is_empty() {
             metrics::histogram!("rollcall_commit_seconds").record(started.elapsed().as_secs_f64());
         }
-        Ok(((head, changes), outcomes))
+        Ok(Transaction { head, changes, outcomes })
     }
 
-    fn emit(&mut self, (head, changes): (u64, Vec<Change>)) {
+    fn emit(&mut self, head: u64, changes: Vec<Change>) {
         let marks = changes.iter().filter(|change| is_event(change, |event| matches!(event, Event::Marked { .. })));
         metrics::counter!("rollcall_marks_total").increment(marks.count() as u64);
         self.recount |=
