@@ -125,7 +125,8 @@ pub(crate) fn log_failure(error: &Error) {
             tracing::warn!(error = %failure, cause = %chain(cause.as_ref()), "the store did not answer as it should");
         }
         Error::Internal(why) => tracing::error!(error = %why, "a call failed"),
-        Error::Busy { retry_after } => tracing::warn!(?retry_after, "password hashing is overloaded"),
+        // One line for each would be a flood in the flood; the figures say how many.
+        Error::Busy { retry_after } => tracing::debug!(?retry_after, "password hashing is overloaded"),
         _ => {}
     }
 }
