@@ -69,6 +69,16 @@ impl Process {
         self.address
     }
 
+    /// Processor time that it has used.
+    pub(crate) fn processor_time(&self) -> anyhow::Result<Duration> {
+        let path = format!("/proc/{}/stat", self.child.id());
+        let stat = std::fs::read_to_string(&path).with_context(|| format!("{path}, which only Linux has"))?;
+        // Behind the name, which may hold anything: the state, ten other fields, user time, system time.
+        let (_, fields) = stat.rsplit_once(')').context("a process's name")?;
+        let ticks = fields.split_whitespace().skip(11).take(2).map(str::parse::<u64>).sum::<Result<u64, _>>()?;
+        Ok(Duration::from_secs_f64(ticks as f64 / rustix::param::clock_ticks_per_second() as f64))
+    }
+
     /// Bytes of memory that it holds.
     pub(crate) fn memory(&self) -> anyhow::Result<u64> {
         let path = format!("/proc/{}/status", self.child.id());

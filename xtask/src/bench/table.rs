@@ -108,6 +108,7 @@ pub(crate) fn per_second(rate: f64, unit: &str) -> String {
 pub(crate) fn time(duration: Duration) -> String {
     let micros = duration.as_secs_f64() * 1e6;
     match micros {
+        ..100.0 => format!("{micros:.1} µs"),
         ..1_000.0 => format!("{micros:.0} µs"),
         ..100_000.0 => format!("{:.2} ms", micros / 1e3),
         _ => format!("{:.0} ms", micros / 1e3),
