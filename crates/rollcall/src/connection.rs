@@ -13,8 +13,9 @@ use std::time::Duration;
 use axum::Router;
 use axum::body::Body;
 use axum::extract::ConnectInfo;
-use axum::http::{Request, Response, StatusCode};
-use hyper::body::{Bytes, Frame, Incoming, SizeHint};
+use axum::http::header::CONNECTION;
+use axum::http::{HeaderValue, Request, Response, StatusCode};
+use hyper::body::{Body as _, Bytes, Frame, Incoming, SizeHint};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -32,6 +33,9 @@ const IDLE: Duration = Duration::from_secs(75);
 const STALLED: Duration = Duration::from_secs(30);
 /// How long, when the server stops, a connection may still take the end of an answer.
 const LAST_WORDS: Duration = Duration::from_secs(1);
+/// How long, and how much, of a request that was answered before its end is still read and thrown away.
+const LINGER: Duration = Duration::from_secs(2);
+const LINGER_BYTES: usize = 8 * 1024 * 1024;
 /// How large a request's head may be.
 const MAX_HEAD: usize = 16 * 1024;
 
@@ -49,17 +53,23 @@ pub(crate) async fn serve<S>(
     // A dual-stack listener shows IPv4 peers as IPv6; limits and logs go by the address itself.
     let peer = ConnectInfo(SocketAddr::new(peer.ip().to_canonical(), peer.port()));
     let busy = Busy::default();
-    let stream = Bounded::new(stream, busy.clone(), permit);
+    let unread = Unread::default();
+    let stream = Bounded::new(stream, busy.clone(), unread.clone(), permit);
     let answering = busy.clone();
     let service = service_fn(move |mut request: Request<Incoming>| {
         let guard = busy.begin();
         request.extensions_mut().insert(peer);
-        let response = router.clone().oneshot(request);
+        let cut_short = unread.clone();
+        let response = router.clone().oneshot(request.map(|body| Asked::new(body, unread.clone())));
         async move {
-            let response: Response<Body> = response.await?;
+            let mut response: Response<Body> = response.await?;
             if response.status() == StatusCode::SWITCHING_PROTOCOLS {
                 guard.never_ends();
                 return Ok(response.map(|body| Answer { body, _guard: None }));
+            }
+            // Said, so that the peer sends no other request behind the rest of this one.
+            if cut_short.0.load(Ordering::Relaxed) {
+                response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
             }
             Ok::<_, std::convert::Infallible>(response.map(|body| Answer { body, _guard: Some(guard) }))
         }
@@ -123,6 +133,47 @@ impl Drop for BusyGuard {
     }
 }
 
+/// Whether a part of the last request's body has not been read.
+#[derive(Clone, Default)]
+struct Unread(Arc<AtomicBool>);
+
+/// A request's body that tells whether it has been read to its end.
+struct Asked {
+    body: Incoming,
+    unread: Unread,
+}
+
+impl Asked {
+    fn new(body: Incoming, unread: Unread) -> Self {
+        let asked = Self { body, unread };
+        asked.note();
+        asked
+    }
+
+    fn note(&self) {
+        self.unread.0.store(!self.body.is_end_stream(), Ordering::Relaxed);
+    }
+}
+
+impl hyper::body::Body for Asked {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<hyper::Result<Frame<Bytes>>>> {
+        let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
+        self.note();
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
 /// A response's body that tells when it has been sent.
 struct Answer {
     body: Body,
@@ -152,14 +203,22 @@ struct Bounded<S> {
     busy: Busy,
     head: Option<Pin<Box<Sleep>>>,
     stalled: Option<Pin<Box<Sleep>>>,
+    unread: Unread,
+    lingering: Option<Lingering>,
     _permit: OwnedSemaphorePermit,
 }
 
+/// The answer is sent, and the end of it told; the peer is still sending.
+struct Lingering {
+    until: Pin<Box<Sleep>>,
+    read: usize,
+}
+
 impl<S> Bounded<S> {
-    fn new(stream: S, busy: Busy, permit: OwnedSemaphorePermit) -> Self {
+    fn new(stream: S, busy: Busy, unread: Unread, permit: OwnedSemaphorePermit) -> Self {
         metrics::gauge!("rollcall_connections").increment(1);
         let head = Some(Box::pin(tokio::time::sleep(HEAD)));
-        Self { stream, busy, head, stalled: None, _permit: permit }
+        Self { stream, busy, head, stalled: None, unread, lingering: None, _permit: permit }
     }
 
     /// The outcome of a write, or an error if the peer has taken nothing for too long.
@@ -205,7 +264,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Bounded<S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Bounded<S> {
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Bounded<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.stream).poll_write(cx, bytes);
         self.taken(cx, written)
@@ -229,9 +288,28 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Bounded<S> {
         self.taken(cx, flushed)
     }
 
+    /// Who is answered before the end of the request, as when it is too large, is read from for a while: to close on
+    /// bytes that nobody has read resets the connection, and that can take the answer back (RFC 9112, section 9.6).
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let shut = Pin::new(&mut self.stream).poll_shutdown(cx);
-        self.taken(cx, shut)
+        let this = &mut *self;
+        if this.lingering.is_none() {
+            let shut = Pin::new(&mut this.stream).poll_shutdown(cx);
+            ready!(this.taken(cx, shut))?;
+            if !this.unread.0.load(Ordering::Relaxed) {
+                return Poll::Ready(Ok(()));
+            }
+        }
+        let begin = || Lingering { until: Box::pin(tokio::time::sleep(LINGER)), read: 0 };
+        let lingering = this.lingering.get_or_insert_with(begin);
+        let mut bytes = [0; 4096];
+        while lingering.read < LINGER_BYTES && lingering.until.as_mut().poll(cx).is_pending() {
+            let mut buf = ReadBuf::new(&mut bytes);
+            match ready!(Pin::new(&mut this.stream).poll_read(cx, &mut buf)) {
+                Ok(()) if !buf.filled().is_empty() => lingering.read += buf.filled().len(),
+                _ => break,
+            }
+        }
+        Poll::Ready(Ok(()))
     }
 }
 
@@ -340,6 +418,27 @@ mod tests {
         peer.send(b"GET /large HTTP/1.1\r\nHost: here\r\n\r\n").await;
         (&mut peer.served).await.unwrap();
         assert_eq!(peer.began.elapsed().as_secs(), 30);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_is_refused_before_the_end_of_the_request_still_gets_the_answer() {
+        let begin = b"POST /ok HTTP/1.1\r\nHost: here\r\nContent-Length: 1000000000\r\n\r\n";
+        let mut peer = Peer::connect();
+        peer.send(begin).await;
+        peer.send(&vec![b'x'; 1_000_000]).await;
+        let mut answer = String::new();
+        peer.stream.read_to_string(&mut answer).await.unwrap();
+        assert!(answer.starts_with("HTTP/1.1 405") && answer.contains("connection: close"), "{answer}");
+        assert_eq!(peer.closed().await, 2);
+
+        let mut endless = Peer::connect();
+        endless.send(begin).await;
+        let mut sent = 0;
+        while endless.stream.write_all(&[b'x'; 1024]).await.is_ok() {
+            sent += 1024;
+        }
+        assert!((LINGER_BYTES / 2..LINGER_BYTES * 2).contains(&sent), "{sent}");
+        endless.closed().await;
     }
 
     #[tokio::test(start_paused = true)]
