@@ -261,12 +261,11 @@ impl Api {
     /// What a client that knows of the class up to `known` missed, and up to where it knows of it then.
     async fn missed(&self, class: ClassId, known: Revision) -> Result<(Revision, Vec<Arc<SessionChange>>), Error> {
         let attendance = &self.services.attendance;
+        // Nobody knows the future: who claims to, as after a restored backup, hears all that comes. Asked first, so
+        // that what is committed from here on is found below.
+        let known = known.min(attendance.revision(class).await?);
         let missed = attendance.missed(class, known).await?;
-        let last = match missed.last() {
-            Some(change) => change.entry.revision,
-            // Nobody knows the future: who claims to, as after a restored backup, hears all that comes.
-            None => known.min(attendance.revision(class).await?),
-        };
+        let last = missed.last().map_or(known, |change| change.entry.revision);
         Ok((last, missed))
     }
 
