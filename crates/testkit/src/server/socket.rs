@@ -210,17 +210,20 @@ impl Socket {
 
     /// The next frame, or how the socket ended.
     pub async fn try_next(&mut self) -> Result<Frame, Ended> {
-        loop {
-            let Ok(message) = timeout(PATIENCE, self.stream.next()).await else {
-                panic!("no frame within {PATIENCE:?}")
-            };
-            match message {
-                Some(Ok(Message::Text(text))) => return Ok(Frame::parse(&text)),
-                Some(Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_))) => {}
-                Some(Ok(Message::Binary(bytes))) => panic!("a binary frame of {} bytes", bytes.len()),
-                Some(Ok(Message::Close(frame))) => return Err(Ended { code: frame.map(|frame| frame.code.into()) }),
-                Some(Err(_)) | None => return Err(Ended { code: None }),
+        let message = async {
+            loop {
+                match self.stream.next().await {
+                    Some(Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_))) => {}
+                    message => return message,
+                }
             }
+        };
+        // Pings keep a socket alive, but are not what is waited for.
+        match timeout(PATIENCE, message).await.expect("a frame in time") {
+            Some(Ok(Message::Text(text))) => Ok(Frame::parse(&text)),
+            Some(Ok(Message::Close(frame))) => Err(Ended { code: frame.map(|frame| frame.code.into()) }),
+            Some(Ok(other)) => panic!("a frame of another kind: {other:?}"),
+            Some(Err(_)) | None => Err(Ended { code: None }),
         }
     }
 
