@@ -36,18 +36,24 @@ pub fn frame(bytes: &[u8]) {
         Ok(_) => assert!(text.trim_start().starts_with('{'), "only an object is a request"),
         Err(malformed) => assert!(!malformed.text().is_empty()),
     }
-    // The same frame written by another library is the same request.
-    if let Ok(value) = serde_json::from_str::<Value>(text) {
-        let again = Incoming::parse(&value.to_string());
+    // The same frame written by another library is the same request. Names that serde_json keeps for itself mean
+    // something else in another place.
+    let twin = serde_json::from_str::<Value>(text).map(|value| value.to_string());
+    if let Ok(twin) = twin
+        && !twin.contains("$serde_json::private::")
+    {
+        let twin = Incoming::parse(&twin);
         assert_eq!(
             (&frame.request, frame.class(), frame.operation(), frame.mark().err()),
-            (&again.request, again.class(), again.operation(), again.mark().err())
+            (&twin.request, twin.class(), twin.operation(), twin.mark().err())
         );
     }
-    // The answer carries the request's name as it came, whatever that was.
-    let answer = protocol::error("Unknown event", frame.request_id.as_ref());
-    let answer: Value = serde_json::from_str(answer.as_str()).expect("an answer is JSON");
-    assert_eq!(answer["data"].get("requestId"), frame.request_id.as_ref());
+    // An answer carries the request's name as it came, if that is one.
+    if frame.operation().is_ok() {
+        let answer = protocol::error("Unknown event", frame.request_id.as_ref());
+        let answer: Value = serde_json::from_str(answer.as_str()).expect("an answer is JSON");
+        assert_eq!(answer["data"].get("requestId"), frame.request_id.as_ref());
+    }
 }
 
 /// A request's body, for every call that takes one.
