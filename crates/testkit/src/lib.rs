@@ -2,4 +2,6 @@
 
 #[expect(clippy::unwrap_used, reason = "a case that finds nothing there fails, as it should")]
 pub mod conformance;
+#[cfg(feature = "mongo")]
+pub mod mongo;
 pub mod server;

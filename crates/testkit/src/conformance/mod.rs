@@ -4,6 +4,8 @@
 //!
 //! ```ignore
 //! rollcall_testkit::store_conformance!(MyStores);
+//! // Or, where the database must be started first:
+//! rollcall_testkit::store_conformance!(MyStores, ignore = "needs …");
 //! ```
 //!
 //! A case is an `async fn` that takes a [`World`]. To add one, write it beside its like and name it in
@@ -23,8 +25,8 @@ pub use world::{Committed, Listener, PATIENCE, SetClock, Stores, World};
 /// Makes a test of every case, on stores from `$stores`.
 #[macro_export]
 macro_rules! store_conformance {
-    ($stores:expr) => {
-        $crate::store_conformance! { @cases $stores;
+    ($stores:expr $(, ignore = $why:literal)?) => {
+        $crate::store_conformance! { @cases [$(#[ignore = $why])?] $stores;
             accounts {
                 accounts_are_found_by_id_and_address,
                 an_address_belongs_to_one_account,
@@ -78,11 +80,15 @@ macro_rules! store_conformance {
             }
         }
     };
-    (@cases $stores:expr; $($noun:ident { $($case:ident,)+ })+) => {$($(
+    (@cases $attributes:tt $stores:expr; $($noun:ident { $($case:ident,)+ })+) => {
+        $($($crate::store_conformance! { @case $attributes $stores; $noun $case })+)+
+    };
+    (@case [$(#[$attribute:meta])*] $stores:expr; $noun:ident $case:ident) => {
         #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+        $(#[$attribute])*
         async fn $case() {
             let world = $crate::conformance::World::new(&$stores).await;
             $crate::conformance::$noun::$case(world).await;
         }
-    )+)+};
+    };
 }

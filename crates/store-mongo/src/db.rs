@@ -1,0 +1,294 @@
+//! The database as the nouns use it: its collections, reads with a time limit, writes whose outcome is found out, and
+//! transactions that are tried again for a few seconds.
+
+use std::future::IntoFuture;
+use std::time::{Duration, Instant};
+
+use futures_util::TryStreamExt;
+use futures_util::future::BoxFuture;
+use mongodb::bson::{Bson, Document, Timestamp, doc, oid};
+use mongodb::error::Error;
+use mongodb::options::{
+    Acknowledgment, CollectionOptions, ReadConcern, ReadPreference, SelectionCriteria, TransactionOptions, WriteConcern,
+};
+use mongodb::{Client, ClientSession, Collection, Database};
+use rollcall_core::store::{Page, StoreError};
+use tokio_util::sync::CancellationToken;
+
+use crate::doc::{self, Key, Problem, healthy};
+use crate::error::{Failure, Gone};
+
+/// How long one message to the database may take, with finding out where to send it.
+pub(crate) const CALL: Duration = Duration::from_secs(4);
+/// How long the database itself may work on a read, or wait for a majority.
+pub(crate) const SERVER: Duration = Duration::from_millis(3_500);
+/// How long a write is tried again, or its outcome looked for.
+const SETTLE: Duration = Duration::from_millis(4_500);
+/// How long to wait before a message is sent again to a database that is away.
+pub(crate) const PAUSE: Duration = Duration::from_millis(50);
+
+/// The collections. Field names are in [`crate::doc`].
+pub(crate) struct Db {
+    client: Client,
+    pub(crate) database: Database,
+    pub(crate) users: Collection<Document>,
+    pub(crate) classes: Collection<Document>,
+    /// Read here is what a majority holds.
+    pub(crate) sessions: Collection<Document>,
+    /// Read here is what stands at the moment of reading, proven by the primary.
+    pub(crate) sessions_now: Collection<Document>,
+    pub(crate) records: Collection<Document>,
+    /// Records of an earlier backend, under the other name that it may have given them.
+    pub(crate) earlier_records: Collection<Document>,
+    /// One document a teacher, which every start changes: starts of one teacher do not overlap.
+    pub(crate) openings: Collection<Document>,
+    pub(crate) closed: CancellationToken,
+}
+
+/// Why the work in a transaction stops.
+pub(crate) enum Halt {
+    Driver(Error),
+    /// What it was based on is not so any more: from the beginning.
+    Again,
+    Store(StoreError),
+}
+
+impl From<Error> for Halt {
+    fn from(error: Error) -> Self {
+        Self::Driver(error)
+    }
+}
+
+impl From<StoreError> for Halt {
+    fn from(error: StoreError) -> Self {
+        Self::Store(error)
+    }
+}
+
+pub(crate) fn write_concern() -> WriteConcern {
+    WriteConcern::builder().w(Acknowledgment::Majority).journal(true).w_timeout(SERVER).build()
+}
+
+impl Db {
+    pub(crate) fn new(client: Client, name: &str) -> Self {
+        let database = client.database(name);
+        let now = CollectionOptions::builder()
+            .read_concern(ReadConcern::linearizable())
+            .selection_criteria(SelectionCriteria::ReadPreference(ReadPreference::Primary))
+            .write_concern(write_concern())
+            .build();
+        Self {
+            users: database.collection("users"),
+            classes: database.collection("classes"),
+            sessions: database.collection("sessions"),
+            sessions_now: database.collection_with_options("sessions", now),
+            records: database.collection("attendance_records"),
+            earlier_records: database.collection("attendance"),
+            openings: database.collection("openings"),
+            closed: CancellationToken::new(),
+            client,
+            database,
+        }
+    }
+
+    /// Ends all use of the database.
+    pub(crate) async fn shut_down(&self) {
+        self.closed.cancel();
+        self.client.clone().shutdown().immediate(true).await;
+    }
+
+    /// One message, in its time.
+    pub(crate) async fn send<T>(&self, message: impl IntoFuture<Output = Result<T, Error>>) -> Result<T, Failure> {
+        if self.closed.is_cancelled() {
+            return Err(Failure::Away(Gone("the store is closed").into()));
+        }
+        match tokio::time::timeout(CALL, message.into_future()).await {
+            Ok(answer) => answer.map_err(Failure::of),
+            Err(_) => Err(Failure::late()),
+        }
+    }
+
+    /// Reads.
+    pub(crate) async fn read<T>(&self, message: impl IntoFuture<Output = Result<T, Error>>) -> Result<T, StoreError> {
+        self.send(message).await.map_err(Failure::told_reader)
+    }
+
+    /// Reads one document.
+    pub(crate) async fn find_one(
+        &self,
+        collection: &Collection<Document>,
+        filter: Document,
+        fields: Document,
+    ) -> Result<Option<Document>, StoreError> {
+        self.read(collection.find_one(filter).projection(fields).max_time(SERVER)).await
+    }
+
+    /// Reads a list. `limit` documents at most, none if it is 0.
+    pub(crate) async fn list(
+        &self,
+        collection: &Collection<Document>,
+        filter: Document,
+        fields: Document,
+        order: Document,
+        limit: u32,
+    ) -> Result<Vec<Document>, StoreError> {
+        if limit == 0 {
+            return Ok(Vec::new());
+        }
+        let find = collection.find(filter).projection(fields).sort(order).limit(i64::from(limit)).max_time(SERVER);
+        self.read(async { find.await?.try_collect().await }).await
+    }
+
+    /// Reads a page by id. It ends with the list only: documents that cannot be read do not count.
+    pub(crate) async fn page<K: Key, T>(
+        &self,
+        name: &'static str,
+        collection: &Collection<Document>,
+        mut filter: Document,
+        page: Page<K>,
+        fields: Document,
+        read: fn(&Document) -> Result<T, Problem>,
+    ) -> Result<Vec<T>, StoreError> {
+        let mut after = page.after.map_or(Bson::MinKey, doc::id);
+        let mut found = Vec::new();
+        loop {
+            let wanted = page.limit - u32::try_from(found.len()).unwrap_or(page.limit);
+            filter.insert("_id", doc! { "$gt": after });
+            let documents = self.list(collection, filter.clone(), fields.clone(), doc! { "_id": 1 }, wanted).await?;
+            found.extend(documents.iter().filter_map(|document| healthy(name, document, read)));
+            match documents.last().and_then(|last| last.get("_id")) {
+                Some(last) if documents.len() == wanted as usize && found.len() < page.limit as usize => {
+                    after = last.clone();
+                }
+                _ => return Ok(found),
+            }
+        }
+    }
+
+    /// A write that may be repeated, until it is known what came of it.
+    pub(crate) async fn settle<T, F>(&self, write: impl Fn() -> F) -> Result<T, StoreError>
+    where
+        F: IntoFuture<Output = Result<T, Error>>,
+    {
+        let started = Instant::now();
+        let mut sent = false;
+        loop {
+            let failure = match self.send(write()).await {
+                Ok(value) => return Ok(value),
+                Err(failure) => failure,
+            };
+            let failure = match failure {
+                Failure::Away(cause) if sent => Failure::Unknown(cause),
+                failure @ (Failure::Away(_) | Failure::Refused(_)) => return Err(failure.told()),
+                failure @ Failure::NotDone(_) => failure,
+                failure @ Failure::Unknown(_) => {
+                    sent = true;
+                    failure
+                }
+            };
+            if started.elapsed() + PAUSE > SETTLE {
+                return Err(failure.told());
+            }
+            tokio::time::sleep(PAUSE).await;
+        }
+    }
+
+    /// Does `work` in one transaction, tried again for a while when others were faster or the primary changed.
+    pub(crate) async fn transact<T>(
+        &self,
+        work: impl for<'a> Fn(&'a mut ClientSession) -> BoxFuture<'a, Result<T, Halt>>,
+    ) -> Result<T, StoreError> {
+        let started = Instant::now();
+        for attempt in 0_u32.. {
+            let failure = match self.transact_once(&work).await {
+                Ok(value) => return Ok(value),
+                Err(Ok(error)) => return Err(error),
+                Err(Err(failure @ Failure::NotDone(_))) => failure,
+                Err(Err(failure)) => return Err(failure.told()),
+            };
+            if started.elapsed() > SETTLE {
+                return Err(failure.told());
+            }
+            // At first at once: most often somebody marked a student meanwhile.
+            tokio::time::sleep(Duration::from_millis(u64::from(attempt.min(20)))).await;
+        }
+        Err(StoreError::Unavailable(Gone("a transaction did not come through").into()))
+    }
+
+    /// One attempt. The inner error is the work's own.
+    async fn transact_once<T>(
+        &self,
+        work: impl for<'a> Fn(&'a mut ClientSession) -> BoxFuture<'a, Result<T, Halt>>,
+    ) -> Result<T, Result<StoreError, Failure>> {
+        let options = TransactionOptions::builder()
+            .read_concern(ReadConcern::snapshot())
+            .write_concern(write_concern())
+            .selection_criteria(SelectionCriteria::ReadPreference(ReadPreference::Primary))
+            .max_commit_time(SERVER)
+            .build();
+        let mut session = self.send(self.client.start_session()).await.map_err(Err)?;
+        self.send(session.start_transaction().with_options(options)).await.map_err(Err)?;
+        // What is dropped half-way is aborted by the driver.
+        let Ok(done) = tokio::time::timeout(SETTLE, work(&mut session)).await else {
+            return Err(Err(Failure::NotDone(Gone("the database did not answer in time").into())));
+        };
+        let value = match done {
+            Ok(value) => value,
+            Err(halt) => {
+                let _ = tokio::time::timeout(PAUSE, session.abort_transaction()).await;
+                return Err(match halt {
+                    Halt::Store(error) => Ok(error),
+                    Halt::Again => Err(Failure::NotDone(Gone("somebody else was faster").into())),
+                    Halt::Driver(error) => Err(Failure::before_commit(error)),
+                });
+            }
+        };
+        let started = Instant::now();
+        loop {
+            // A commit may be repeated: it is done once. Read-only ones wait for what they saw to be a majority's.
+            let failure = match tokio::time::timeout(CALL, session.commit_transaction()).await {
+                Ok(Ok(())) => return Ok(value),
+                Ok(Err(error)) => Failure::of_commit(error),
+                Err(_) => Failure::late(),
+            };
+            match failure {
+                Failure::Unknown(_) if started.elapsed() + PAUSE < SETTLE && !self.closed.is_cancelled() => {
+                    tokio::time::sleep(PAUSE).await;
+                }
+                failure => return Err(Err(failure)),
+            }
+        }
+    }
+
+    /// One attempt of a transaction whose failure the caller deals with.
+    pub(crate) async fn attempt<T>(
+        &self,
+        work: impl for<'a> Fn(&'a mut ClientSession) -> BoxFuture<'a, Result<T, Halt>>,
+    ) -> Result<T, Failure> {
+        self.transact_once(work).await.map_err(|error| match error {
+            Ok(StoreError::Unavailable(cause)) => Failure::Away(cause),
+            Ok(StoreError::OutcomeUnknown(cause) | StoreError::Internal(cause)) => Failure::Refused(cause),
+            Err(failure) => failure,
+        })
+    }
+
+    /// The time up to which a majority holds everything; every write that was acknowledged before lies before it.
+    pub(crate) async fn majority_time(&self) -> Result<Timestamp, Failure> {
+        let command = doc! {
+            "find": "sessions",
+            "filter": { "_id": oid::ObjectId::from_bytes([0; 12]) },
+            "limit": 1,
+            "readConcern": { "level": "majority" },
+            "maxTimeMS": millis(SERVER),
+        };
+        let answer = self.send(self.database.run_command(command)).await?;
+        match answer.get("operationTime") {
+            Some(Bson::Timestamp(time)) => Ok(*time),
+            _ => Err(Failure::Refused(Gone("the database does not tell its time").into())),
+        }
+    }
+}
+
+pub(crate) fn millis(time: Duration) -> i64 {
+    i64::try_from(time.as_millis()).unwrap_or(i64::MAX)
+}

@@ -1,0 +1,59 @@
+//! What stands after DONE, and what an earlier backend left.
+
+use async_trait::async_trait;
+use futures_util::TryStreamExt;
+use mongodb::bson::doc;
+use rollcall_core::id::{ClassId, SessionId, UserId};
+use rollcall_core::record::Record;
+use rollcall_core::store::{Records, StoreError};
+
+use crate::MongoStore;
+use crate::db::SERVER;
+use crate::doc::{self, healthy, id};
+
+const RECORDS: &str = "attendance_records";
+
+#[async_trait]
+impl Records for MongoStore {
+    async fn records(&self, session: SessionId, student: Option<UserId>) -> Result<Vec<Record>, StoreError> {
+        let mut filter = doc! { "sessionId": id(session) };
+        if let Some(student) = student {
+            filter.insert("studentId", id(student));
+        }
+        let find = self.db.records.find(filter).sort(doc! { "studentId": 1 }).max_time(SERVER);
+        let found: Vec<_> = self.db.read(async { find.await?.try_collect().await }).await?;
+        Ok(found.iter().filter_map(|record| healthy(RECORDS, record, doc::record)).collect())
+    }
+
+    async fn last_record(&self, class: ClassId, student: UserId) -> Result<Option<Record>, StoreError> {
+        let finished = doc! { "classId": id(class), "state": "finished" };
+        let last = self.db.sessions_now.find_one(finished).projection(doc! { "_id": 1 });
+        let last = self.db.read(last.sort(doc! { "firstRev": -1 }).max_time(SERVER)).await?;
+        if let Some(session) = last.and_then(|session| doc::as_id(session.get("_id"))) {
+            return Ok(self.records(session, Some(student)).await?.pop());
+        }
+        self.earlier_record(class, student).await
+    }
+}
+
+impl MongoStore {
+    /// The newest record that an earlier backend left of the student in the class. Its records know no session; each
+    /// is dated by its own id. They count as long as no session of the class has been finished.
+    async fn earlier_record(&self, class: ClassId, student: UserId) -> Result<Option<Record>, StoreError> {
+        let own = doc! {
+            "classId": id(class), "studentId": id(student), "sessionId": { "$exists": false },
+            "status": { "$in": ["present", "absent", "late", "excused"] },
+        };
+        let mut newest: Option<Record> = None;
+        for (name, collection) in [(RECORDS, &self.db.records), ("attendance", &self.db.earlier_records)] {
+            let found = collection.find_one(own.clone()).sort(doc! { "_id": -1 }).max_time(SERVER);
+            let found = self.db.read(found).await?.and_then(|record| healthy(name, &record, doc::earlier_record));
+            if let Some(record) = found
+                && newest.as_ref().is_none_or(|newest| newest.marked_at < record.marked_at)
+            {
+                newest = Some(record);
+            }
+        }
+        Ok(newest)
+    }
+}

@@ -1,0 +1,82 @@
+//! Accounts.
+
+use async_trait::async_trait;
+use mongodb::bson::{Document, doc};
+use mongodb::options::ReturnDocument;
+use rollcall_core::id::UserId;
+use rollcall_core::store::{Inserted, Page, StoreError, Users};
+use rollcall_core::user::{Account, AccountChange, EmailKey, Person};
+
+use crate::MongoStore;
+use crate::db::SERVER;
+use crate::doc::{self, account_doc, healthy, id};
+use crate::error::is_duplicate;
+
+const USERS: &str = "users";
+
+#[async_trait]
+impl Users for MongoStore {
+    async fn insert_user(&self, account: Account) -> Result<Inserted, StoreError> {
+        let document = account_doc(&account);
+        let write = || async {
+            match self.db.users.insert_one(&document).await {
+                Ok(_) => Ok(true),
+                Err(error) if is_duplicate(&error) => Ok(false),
+                Err(error) => Err(error),
+            }
+        };
+        if self.db.settle(write).await? {
+            return Ok(Inserted::Created);
+        }
+        // Its own attempt before this one may have been what stands in its way.
+        let found = self.db.find_one(&self.db.users, doc! { "_id": id(account.id) }, doc! {}).await?;
+        Ok(if found == Some(document) { Inserted::Created } else { Inserted::EmailExists })
+    }
+
+    async fn user(&self, id: UserId) -> Result<Option<Account>, StoreError> {
+        self.find_account(doc! { "_id": doc::id(id) }).await
+    }
+
+    async fn user_by_email(&self, email: &EmailKey) -> Result<Option<Account>, StoreError> {
+        self.find_account(doc! { "emailKey": email.as_str() }).await
+    }
+
+    async fn change_user(&self, id: UserId, change: AccountChange) -> Result<Option<Account>, StoreError> {
+        let raise = doc! { "tokenVersion": 1_i64 };
+        let (unless, update) = match &change {
+            AccountChange::Disable => {
+                (doc! { "disabled": { "$ne": true } }, doc! { "$set": { "disabled": true }, "$inc": raise })
+            }
+            AccountChange::Enable => (doc! { "disabled": true }, doc! { "$set": { "disabled": false }, "$inc": raise }),
+            AccountChange::SetPassword(hash) => {
+                (doc! {}, doc! { "$set": { "password": hash.expose() }, "$inc": raise })
+            }
+        };
+        let mut filter = doc! { "_id": doc::id(id) };
+        filter.extend(unless);
+        let write = || {
+            let update = self.db.users.find_one_and_update(filter.clone(), update.clone());
+            update.return_document(ReturnDocument::After)
+        };
+        match self.db.settle(write).await? {
+            Some(changed) => Ok(healthy(USERS, &changed, doc::account)),
+            None => self.user(id).await,
+        }
+    }
+
+    async fn users(&self, page: Page<UserId>) -> Result<Vec<Account>, StoreError> {
+        self.db.page(USERS, &self.db.users, doc! {}, page, doc! {}, doc::account).await
+    }
+
+    async fn students(&self, page: Page<UserId>) -> Result<Vec<Person>, StoreError> {
+        let enabled = doc! { "role": "student", "disabled": { "$ne": true } };
+        self.db.page(USERS, &self.db.users, enabled, page, doc! { "name": 1, "email": 1 }, doc::person).await
+    }
+}
+
+impl MongoStore {
+    async fn find_account(&self, filter: Document) -> Result<Option<Account>, StoreError> {
+        let found = self.db.read(self.db.users.find_one(filter).max_time(SERVER)).await?;
+        Ok(found.and_then(|user| healthy(USERS, &user, doc::account)))
+    }
+}
