@@ -42,6 +42,11 @@ impl Usage {
     fn give_back(&mut self, limit: Limit) {
         self.0 = self.0.saturating_sub(limit.interval);
     }
+
+    /// Takes one at `now` though there may be no room: it is made up for by a longer wait.
+    fn charge(&mut self, limit: Limit, now: Duration) {
+        self.0 = self.0.max(now) + limit.interval;
+    }
 }
 
 /// At most so many keys are told apart; beyond, arbitrary ones are forgotten, so that an attacker with many addresses
@@ -62,6 +67,21 @@ impl<K: Hash + Eq + Clone> Keyed<K> {
 
     /// Takes one for `key` at `now`, or says how long to wait for it.
     pub(crate) fn take(&self, key: K, now: Duration) -> Result<(), Duration> {
+        self.with(key, now, |usage, limit| usage.take(limit, now))
+    }
+
+    /// Says how long `key` would have to wait for one at `now`, if it would.
+    pub(crate) fn check(&self, key: &K, now: Duration) -> Result<(), Duration> {
+        let mut usage = self.usage.lock().get(key).copied().unwrap_or_default();
+        usage.take(self.limit, now)
+    }
+
+    /// Takes one for `key` at `now` though there may be no room: it is made up for by a longer wait.
+    pub(crate) fn charge(&self, key: K, now: Duration) {
+        self.with(key, now, |usage, limit| usage.charge(limit, now));
+    }
+
+    fn with<T>(&self, key: K, now: Duration, change: impl FnOnce(&mut Usage, Limit) -> T) -> T {
         let mut usage = self.usage.lock();
         if usage.len() >= MAX_KEYS && !usage.contains_key(&key) {
             usage.retain(|_, usage| usage.0 > now);
@@ -74,7 +94,7 @@ impl<K: Hash + Eq + Clone> Keyed<K> {
                 }
             }
         }
-        usage.entry(key).or_default().take(self.limit, now)
+        change(usage.entry(key).or_default(), self.limit)
     }
 
     /// Gives back what was taken for `key`.
@@ -127,6 +147,19 @@ mod tests {
         }
         assert_eq!((0..9).filter(|_| keyed.take("a", now).is_ok()).count(), 3);
         assert_eq!(keyed.take("b", now), Ok(()));
+    }
+
+    #[test]
+    fn what_is_charged_beyond_the_limit_is_made_up_for() {
+        let keyed = Keyed::new(LIMIT);
+        let now = Duration::from_hours(1);
+        for _ in 0..5 {
+            assert_eq!(keyed.check(&"a", now), Ok(()), "asking takes nothing");
+        }
+        (0..5).for_each(|_| keyed.charge("a", now));
+        assert_eq!(keyed.check(&"a", now), Err(Duration::from_secs(30)));
+        assert_eq!(keyed.check(&"a", now + Duration::from_secs(30)), Ok(()));
+        assert_eq!(keyed.check(&"b", now), Ok(()));
     }
 
     #[test]

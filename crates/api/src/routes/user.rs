@@ -111,8 +111,12 @@ async fn auth_log_in(state: State<Arc<Api>>, address: ClientAddress, body: Body<
     Ok(ok(token))
 }
 
-/// Checks a login within the limits on failed ones. An attempt is counted before it is checked, so that many at once
-/// are no way around the limit, and given back when it did not fail by its credentials.
+/// Checks a login within the limits on failed ones.
+///
+/// Of an account an attempt is counted before it is checked, so that many at once are no way around the limit, and
+/// given back when it did not fail by its credentials. Of an address it is counted when it has failed: a whole school
+/// that logs in at the same moment has failed at nothing yet. What is tried beyond the limit meanwhile, which the queue
+/// for hashing bounds, is made up for by a longer wait.
 async fn checked_login(api: &Api, address: Option<std::net::IpAddr>, body: LoginBody) -> Result<Account, ApiError> {
     let attempt = match &api.limits {
         Some(limits) => {
@@ -121,29 +125,24 @@ async fn checked_login(api: &Api, address: Option<std::net::IpAddr>, body: Login
                 ApiError::TooManyRequests { retry_after }
             };
             let now = api.services.clock.monotonic();
+            if let Some(address) = address.map(network) {
+                limits.logins_of_address.check(&address, now).map_err(refused)?;
+            }
             let account = api.limits_key(EmailKey::of(&body.email).as_str());
             limits.logins_of_account.take(account, now).map_err(refused)?;
-            if let Some(address) = address.map(network) {
-                limits.logins_of_address.take(address, now).map_err(|wait| {
-                    limits.logins_of_account.give_back(&account);
-                    refused(wait)
-                })?;
-            }
             Some((limits, account))
         }
         None => None,
     };
     let outcome = api.services.accounts.log_in(&body.email, body.password.into()).await;
     match (&outcome, attempt) {
-        (Err(Error::InvalidCredentials), _) => {
+        (Err(Error::InvalidCredentials), attempt) => {
             metrics::counter!("rollcall_logins_refused_total", "why" => "credentials").increment(1);
-        }
-        (_, Some((limits, account))) => {
-            limits.logins_of_account.give_back(&account);
-            if let Some(address) = address.map(network) {
-                limits.logins_of_address.give_back(&address);
+            if let (Some((limits, _)), Some(address)) = (attempt, address.map(network)) {
+                limits.logins_of_address.charge(address, api.services.clock.monotonic());
             }
         }
+        (_, Some((limits, account))) => limits.logins_of_account.give_back(&account),
         (_, None) => {}
     }
     Ok(outcome?)

@@ -206,3 +206,19 @@ async fn limits_can_be_turned_off() {
         socket.expect_silence().await;
     }
 }
+
+#[tokio::test]
+async fn a_school_may_log_in_at_the_same_moment_behind_one_address() {
+    // Slow enough that more logins are under way at once than an address may have failed.
+    let server = builder().without("RATE_LIMIT").env("BCRYPT_COST", "7").start().await.unwrap();
+    let client = server.client();
+    let mut logins = Vec::new();
+    for n in 0..40 {
+        let student = client.student(&format!("S{n}")).await;
+        logins.extend(std::iter::repeat_n(json!({"email": student.email, "password": student.password}), 8));
+    }
+    let answers = futures_util::future::join_all(logins.iter().map(|login| client.post("/login", login))).await;
+    for answer in answers {
+        answer.json(200);
+    }
+}
