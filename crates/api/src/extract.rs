@@ -276,7 +276,8 @@ pub(crate) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
     let mut json = serde_json::Deserializer::from_slice(bytes);
     let value = serde_path_to_error::deserialize(&mut json).map_err(|error| {
         let path = error.path().to_string();
-        wrong(if path == "." { String::new() } else { path }, error.into_inner().to_string())
+        // The body as a whole, or a member whose name cannot be read.
+        wrong(if path == "." || path == "?" { String::new() } else { path }, error.into_inner().to_string())
     })?;
     json.end().map_err(|error| wrong(String::new(), error.to_string()))?;
     Ok(value)

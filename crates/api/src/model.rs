@@ -97,12 +97,25 @@ pub(crate) struct SignupBody {
 
 /// What somebody can sign up as.
 #[derive(Clone, Copy, Deserialize, ToSchema)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "lowercase", try_from = "String")]
 pub(crate) enum SignupRole {
     /// Owns classes and takes attendance.
     Teacher,
     /// Is enrolled and marked.
     Student,
+}
+
+/// By text alone: a derived type would take `{"teacher": null}` too.
+impl TryFrom<String> for SignupRole {
+    type Error = &'static str;
+
+    fn try_from(role: String) -> Result<Self, Self::Error> {
+        match &*role {
+            "teacher" => Ok(Self::Teacher),
+            "student" => Ok(Self::Student),
+            _ => Err("must be teacher or student"),
+        }
+    }
 }
 
 /// What somebody who logs in sends.

@@ -97,6 +97,8 @@ async fn what_sign_up_refuses() {
         ("role", json!("admin")),
         ("role", json!("Teacher")),
         ("role", json!("parent")),
+        ("role", json!({"teacher": null})),
+        ("role", json!(["teacher"])),
         ("role", json!(null)),
         ("role", json!(true)),
     ];
