@@ -22,6 +22,9 @@ use crate::{Api, MetricsRoute};
 
 /// How long the database may take to prove itself alive.
 const READY_TIMEOUT: Duration = Duration::from_secs(3);
+/// Headers that proxies add to what they pass on.
+const PROXIES_SAY: [&str; 6] =
+    ["forwarded", "via", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-real-ip"];
 
 pub(super) fn routes() -> OpenApiRouter<Arc<Api>> {
     OpenApiRouter::new()
@@ -110,8 +113,8 @@ async fn ready(State(api): State<Arc<Api>>) -> Answer<Health> {
 ))]
 async fn own_metrics(State(api): State<Arc<Api>>, request: Request) -> Response {
     let peer = request.extensions().get::<ConnectInfo<SocketAddr>>();
-    // A proxy on this machine is a loopback peer too; it says for whom it asks.
-    let proxied = ["x-forwarded-for", "forwarded"].iter().any(|name| request.headers().contains_key(*name));
+    // A proxy on this machine is a loopback peer too; most say that they are one.
+    let proxied = PROXIES_SAY.iter().any(|name| request.headers().contains_key(*name));
     let local = !proxied && peer.is_some_and(|ConnectInfo(peer)| peer.ip().to_canonical().is_loopback());
     match &api.metrics {
         Some(MetricsRoute::LoopbackOnly(handle)) if local => metrics(handle),

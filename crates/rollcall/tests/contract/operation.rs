@@ -61,6 +61,17 @@ async fn metrics_tell_what_happens() {
 }
 
 #[tokio::test]
+async fn metrics_are_not_shown_through_a_proxy_on_the_same_machine() {
+    let server = server().await;
+    let client = server.client();
+    for header in ["x-forwarded-for", "forwarded", "via", "x-real-ip", "x-forwarded-host", "x-forwarded-proto"] {
+        let answer = client.call(Method::GET, "/metrics").header(header, "x").send().await;
+        answer.refused(404, "Not found");
+    }
+    assert_eq!(client.get("/metrics").await.status, 200);
+}
+
+#[tokio::test]
 async fn metrics_can_have_an_address_of_their_own() {
     let server = builder().env("METRICS_ADDR", "127.0.0.1:0").start().await.unwrap();
     let own = server.client();
