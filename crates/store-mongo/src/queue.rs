@@ -45,6 +45,8 @@ const WAIT: Duration = Duration::from_millis(4_500);
 const DRAIN: Duration = Duration::from_secs(10);
 /// The size of a document from which on it takes no marks. MongoDB's limit is 16 MiB; DONE and the roster need room.
 const FULL: usize = 15 << 20;
+/// How often it is looked whether somebody has waited for too long.
+const LOOK: Duration = Duration::from_millis(200);
 /// The longest pause between two attempts to find out what became of a write.
 const LONGEST_PAUSE: Duration = Duration::from_millis(500);
 
@@ -239,7 +241,9 @@ impl Shared {
                         order.answer(Err(error));
                     }
                 }
+                // Those who wait behind it shall not find out one after the other.
                 Err(error) => {
+                    batch.extend(self.give_up_lane(key));
                     for order in batch.drain(..) {
                         order.answer(Err(again(&error)));
                     }
@@ -367,6 +371,7 @@ impl Shared {
                 self.memory.forget_last(base.teacher_id);
                 Ok(())
             }
+            Written::Failed(error @ StoreError::Unavailable(_)) => Err(error),
             Written::Failed(error) => {
                 // Only what was tried to be written is in doubt; the rest has its turn.
                 for order in batch.drain(..decided.outcomes.len()) {
@@ -437,7 +442,8 @@ impl Shared {
         let mut cause: Option<Cause> = None;
         let mut pause = PAUSE;
         loop {
-            let failure = match self.write_once(fence, &update, decided).await {
+            let attempt = self.write_once(fence, &update, decided);
+            let failure = match self.while_giving_back(key, batch, decided.outcomes.len(), attempt).await {
                 Ok(true) => return Written::Yes,
                 Ok(false) if cause.is_none() => return Written::Overtaken,
                 // An earlier attempt may have been what raised the revision.
@@ -467,14 +473,12 @@ impl Shared {
                     cause = Some(why);
                 }
             }
-            self.give_back_late(key, batch, decided.outcomes.len());
-            tokio::select! {
-                () = self.db.closed.cancelled() => {
-                    let cause = cause.unwrap_or_else(|| Gone("the store is closed").into());
-                    return Written::Failed(StoreError::OutcomeUnknown(cause));
-                }
-                () = tokio::time::sleep(pause) => pause = (pause * 2).min(LONGEST_PAUSE),
+            if self.db.closed.is_cancelled() {
+                let cause = cause.unwrap_or_else(|| Gone("the store is closed").into());
+                return Written::Failed(StoreError::OutcomeUnknown(cause));
             }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(LONGEST_PAUSE);
         }
     }
 
@@ -515,6 +519,33 @@ impl Shared {
         let found = self.db.find_one(&self.db.sessions_now, session, fields).await?;
         let Some(found) = found else { return Ok(None) };
         Ok(session::read(&found, doc::log)?.pop())
+    }
+
+    /// Waits for an attempt, and meanwhile gives back what waits behind it for too long.
+    async fn while_giving_back<T>(
+        &self,
+        key: LaneKey,
+        batch: &mut VecDeque<Order>,
+        decided: usize,
+        attempt: impl Future<Output = T>,
+    ) -> T {
+        let mut attempt = std::pin::pin!(attempt);
+        loop {
+            match tokio::time::timeout(LOOK, &mut attempt).await {
+                Ok(outcome) => return outcome,
+                Err(_) => self.give_back_late(key, batch, decided),
+            }
+        }
+    }
+
+    /// Takes everything that waits in a lane out of it.
+    fn give_up_lane(&self, key: LaneKey) -> VecDeque<Order> {
+        let mut lanes = self.lanes.lock();
+        let waiting = lanes.waiting.get_mut(&key).map(std::mem::take).unwrap_or_default();
+        for order in &waiting {
+            lanes.leave(order.origin.by);
+        }
+        waiting
     }
 
     /// Gives those back who have waited for too long behind a write that does not come through: `decided` orders of
