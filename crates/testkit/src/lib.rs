@@ -1,7 +1,9 @@
 //! Development only: the store conformance suite, fixtures and the spawned-server harness.
 
+pub mod cluster;
 #[expect(clippy::unwrap_used, reason = "a case that finds nothing there fails, as it should")]
 pub mod conformance;
+pub mod history;
 #[cfg(feature = "mongo")]
 pub mod mongo;
 pub mod server;
