@@ -21,6 +21,7 @@ use crate::db::{Db, Halt, SERVER};
 use crate::doc::{self, Key, class_doc, healthy, id, name_damage};
 use crate::error::{internal, is_duplicate};
 use crate::session;
+use crate::user::USERS;
 
 pub(crate) const CLASSES: &str = "classes";
 
@@ -59,7 +60,7 @@ impl Classes for MongoStore {
         let wanted = doc! { "_id": { "$in": doc::ids(students.iter().copied()) } };
         let find = self.db.users.find(wanted).projection(doc! { "name": 1, "email": 1 }).max_time(SERVER);
         let found: Vec<Document> = self.db.read(async { find.await?.try_collect().await }).await?;
-        let people = found.iter().filter_map(|user| healthy("users", user, doc::person));
+        let people = found.iter().filter_map(|user| healthy(USERS, user, doc::person));
         let mut people: HashMap<_, _> = people.map(|person| (person.id, person)).collect();
         // An id of nobody's is passed over.
         Ok(students.iter().filter_map(|student| people.remove(student)).collect())

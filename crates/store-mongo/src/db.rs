@@ -15,8 +15,12 @@ use mongodb::{Client, ClientSession, Collection, Database};
 use rollcall_core::store::{Page, StoreError};
 use tokio_util::sync::CancellationToken;
 
+use crate::class::CLASSES;
 use crate::doc::{self, Key, Problem, healthy};
 use crate::error::{Failure, Gone};
+use crate::record::{EARLIER_RECORDS, RECORDS};
+use crate::session::SESSIONS;
+use crate::user::USERS;
 
 /// How long one message to the database may take, with finding out where to send it.
 pub(crate) const CALL: Duration = Duration::from_secs(4);
@@ -78,12 +82,12 @@ impl Db {
             .write_concern(write_concern())
             .build();
         Self {
-            users: database.collection("users"),
-            classes: database.collection("classes"),
-            sessions: database.collection("sessions"),
-            sessions_now: database.collection_with_options("sessions", now),
-            records: database.collection("attendance_records"),
-            earlier_records: database.collection("attendance"),
+            users: database.collection(USERS),
+            classes: database.collection(CLASSES),
+            sessions: database.collection(SESSIONS),
+            sessions_now: database.collection_with_options(SESSIONS, now),
+            records: database.collection(RECORDS),
+            earlier_records: database.collection(EARLIER_RECORDS),
             openings: database.collection("openings"),
             closed: CancellationToken::new(),
             client,
@@ -275,7 +279,7 @@ impl Db {
     /// The time up to which a majority holds everything; every write that was acknowledged before lies before it.
     pub(crate) async fn majority_time(&self) -> Result<Timestamp, Failure> {
         let command = doc! {
-            "find": "sessions",
+            "find": SESSIONS,
             "filter": { "_id": oid::ObjectId::from_bytes([0; 12]) },
             "limit": 1,
             "readConcern": { "level": "majority" },

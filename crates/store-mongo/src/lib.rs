@@ -6,7 +6,7 @@
 //! * [`db`] sends: with a time limit, and until the outcome is known.
 //! * [`queue`] orders the commands to open sessions and writes many at once, with the help of [`memory`].
 //! * [`stream`] tells what was committed.
-//! * [`open`] opens a database and adds what it lacks.
+//! * [`open`] opens a database and adds what it lacks; [`survey`] names what is wrong in it.
 //!
 //! To add a method of the port, put its statement into the noun's file. One document is changed by one update through
 //! `Db::settle`, which must be a statement that may be repeated; several by `Db::transact`. Whatever others must hear
@@ -22,6 +22,7 @@ mod queue;
 mod record;
 mod session;
 mod stream;
+mod survey;
 mod user;
 
 use std::sync::Arc;
@@ -33,6 +34,7 @@ use rollcall_core::time::Clock;
 use secrecy::{ExposeSecret, SecretString};
 
 pub use error::OpenError;
+pub use survey::{Finding, Survey};
 
 use crate::db::Db;
 use crate::queue::Queue;

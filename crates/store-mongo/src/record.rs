@@ -11,7 +11,9 @@ use crate::MongoStore;
 use crate::db::SERVER;
 use crate::doc::{self, healthy, id};
 
-const RECORDS: &str = "attendance_records";
+pub(crate) const RECORDS: &str = "attendance_records";
+/// The other name that an earlier backend may have given them.
+pub(crate) const EARLIER_RECORDS: &str = "attendance";
 
 #[async_trait]
 impl Records for MongoStore {
@@ -45,7 +47,7 @@ impl MongoStore {
             "status": { "$in": ["present", "absent", "late", "excused"] },
         };
         let mut newest: Option<Record> = None;
-        for (name, collection) in [(RECORDS, &self.db.records), ("attendance", &self.db.earlier_records)] {
+        for (name, collection) in [(RECORDS, &self.db.records), (EARLIER_RECORDS, &self.db.earlier_records)] {
             let found = collection.find_one(own.clone()).sort(doc! { "_id": -1 }).max_time(SERVER);
             let found = self.db.read(found).await?.and_then(|record| healthy(name, &record, doc::earlier_record));
             if let Some(record) = found

@@ -22,6 +22,7 @@ use crate::db::Db;
 use crate::doc;
 use crate::error::Failure;
 use crate::session::SESSIONS;
+use crate::user::USERS;
 
 /// How long the database waits for a change before it says that there is none.
 const AWAIT: Duration = Duration::from_millis(100);
@@ -97,16 +98,16 @@ async fn open_now(db: &Db) -> Result<(ChangeStream<Document>, Place), Failure> {
 async fn open(db: &Db, place: &Place) -> Result<ChangeStream<Document>, Failure> {
     let pipeline = [
         doc! { "$match": { "$or": [
-            { "ns.coll": { "$in": ["users", "classes", "sessions"] } },
+            { "ns.coll": { "$in": [USERS, CLASSES, SESSIONS] } },
             { "operationType": { "$in": ["dropDatabase", "invalidate"] } },
         ] } },
         doc! { "$project": {
             "operationType": 1, "ns.coll": 1, "documentKey._id": 1,
             "updateDescription": {
-                "$cond": [{ "$eq": ["$ns.coll", "users"] }, "$$REMOVE", "$updateDescription"],
+                "$cond": [{ "$eq": ["$ns.coll", USERS] }, "$$REMOVE", "$updateDescription"],
             },
             "fullDocument": {
-                "$cond": [{ "$eq": ["$ns.coll", "users"] }, "$$REMOVE", {
+                "$cond": [{ "$eq": ["$ns.coll", USERS] }, "$$REMOVE", {
                     "classId": "$fullDocument.classId", "log": "$fullDocument.log",
                     "teacherId": "$fullDocument.teacherId", "studentIds": "$fullDocument.studentIds",
                 }],
@@ -237,10 +238,8 @@ impl Follower {
         let collection = event.get_document("ns").ok().and_then(|ns| ns.get_str("coll").ok());
         let key = event.get_document("documentKey").ok().and_then(|key| key.get("_id"));
         match (collection, kind) {
-            (Some("users" | CLASSES | SESSIONS), "create" | "createIndexes" | "modify") => {
-                Ok(Told::Changes(Vec::new()))
-            }
-            (Some("users"), "insert" | "update" | "replace" | "delete") => {
+            (Some(USERS | CLASSES | SESSIONS), "create" | "createIndexes" | "modify") => Ok(Told::Changes(Vec::new())),
+            (Some(USERS), "insert" | "update" | "replace" | "delete") => {
                 // Whose id is none of ours has no account.
                 Ok(Told::Changes(doc::as_id(key).map(Change::Account).into_iter().collect()))
             }

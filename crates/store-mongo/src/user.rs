@@ -12,7 +12,7 @@ use crate::db::SERVER;
 use crate::doc::{self, account_doc, healthy, id};
 use crate::error::is_duplicate;
 
-const USERS: &str = "users";
+pub(crate) const USERS: &str = "users";
 
 #[async_trait]
 impl Users for MongoStore {
