@@ -122,6 +122,27 @@ async fn a_file_that_may_not_grow_refuses_and_heals() {
 }
 
 #[tokio::test]
+async fn a_file_that_is_taken_away_takes_nothing_more() {
+    let folder = tempfile::tempdir().unwrap();
+    let (path, elsewhere) = (folder.path().join("rollcall.db"), folder.path().join("elsewhere.db"));
+    let store = open(folder.path());
+    store.writer.call(tell(1)).await.unwrap();
+    for replaced in [false, true] {
+        std::fs::rename(&path, &elsewhere).unwrap();
+        if replaced {
+            std::fs::write(&path, "").unwrap();
+        }
+        let refused = store.writer.call(tell(2)).await;
+        assert!(matches!(refused, Err(StoreError::Unavailable(_))), "{refused:?}");
+        assert!(matches!(store.ping().await, Err(StoreError::Unavailable(_))), "not ready either");
+        // Back in its place it is the same file.
+        std::fs::rename(&elsewhere, &path).unwrap();
+        store.ping().await.unwrap();
+        store.writer.call(tell(3)).await.unwrap();
+    }
+}
+
+#[tokio::test]
 async fn the_stream_reaches_back_so_far_and_no_further() {
     use crate::stream::{KEPT_CHANGES, TRIM_EVERY, cursor};
     let folder = tempfile::tempdir().unwrap();

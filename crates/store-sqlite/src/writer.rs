@@ -8,14 +8,17 @@
 
 use std::any::Any;
 use std::fs::File;
+use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use rollcall_core::session::Event;
 use rollcall_core::store::{Batch, Change, StoreError};
-use rusqlite::{Connection, ErrorCode};
+use rusqlite::{Connection, ErrorCode, ffi};
 use tokio::sync::{broadcast, mpsc, oneshot};
 use tokio::time::timeout_at;
 
@@ -196,8 +199,46 @@ struct Transaction {
     outcomes: Vec<Result<(), StoreError>>,
 }
 
+/// The database file, and the name under which the next start looks for it. A file that was removed or replaced while
+/// it was open takes every commit, and all of them are lost with the process.
+struct Place {
+    path: PathBuf,
+    device: u64,
+    inode: u64,
+}
+
+impl Place {
+    fn of(connection: &Connection) -> Option<Self> {
+        let path = PathBuf::from(connection.path()?);
+        let (device, inode) = identity(&path).ok()?;
+        Some(Self { path, device, inode })
+    }
+
+    /// An error if the name does not lead to the file any more. A file that is put back is as good as before.
+    fn check(&self) -> rusqlite::Result<()> {
+        let lost = match identity(&self.path) {
+            Ok(found) => found != (self.device, self.inode),
+            Err(error) => error.kind() == io::ErrorKind::NotFound,
+        };
+        if !lost {
+            return Ok(());
+        }
+        let what = format!(
+            "{} was moved, removed or replaced while it was open; put it back, or start again",
+            self.path.display()
+        );
+        Err(rusqlite::Error::SqliteFailure(ffi::Error::new(ffi::SQLITE_CANTOPEN), Some(what)))
+    }
+}
+
+/// What tells one file from another.
+fn identity(path: &Path) -> io::Result<(u64, u64)> {
+    path.metadata().map(|file| (file.dev(), file.ino()))
+}
+
 struct Thread {
     connection: Connection,
+    place: Option<Place>,
     signals: broadcast::Sender<Signal>,
     open: OpenSessions,
     /// SQLite's word for what other connections have committed, as of the last transaction.
@@ -212,6 +253,7 @@ struct Thread {
 impl Thread {
     fn new(connection: Connection, signals: broadcast::Sender<Signal>) -> Self {
         Self {
+            place: Place::of(&connection),
             connection,
             signals,
             open: OpenSessions::new(),
@@ -342,6 +384,7 @@ impl Thread {
     /// Runs the batch in one transaction.
     fn transact(&mut self, batch: &mut [Box<dyn Job>]) -> Result<Transaction, Failure> {
         let connection = &self.connection;
+        self.place.as_ref().map_or(Ok(()), Place::check).map_err(Failure::NotDone)?;
         execute(connection, "BEGIN IMMEDIATE").map_err(Failure::NotDone)?;
         let version = data_version(connection).map_err(Failure::NotDone)?;
         if self.data_version != Some(version) {
