@@ -15,7 +15,7 @@ use rollcall_realtime::{Hub, HubConfig, close};
 use rollcall_store_sqlite::{OpenMode, SqliteStore};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::time::{MissedTickBehavior, timeout};
+use tokio::time::{Instant, MissedTickBehavior, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -40,6 +40,8 @@ const OWN_FILES: usize = 128;
 const METRICS_CONNECTIONS: usize = 64;
 /// How often at least sessions are looked at that nobody finishes.
 const EXPIRE_EVERY: Duration = Duration::from_mins(1);
+/// For how long after an order another one is the same: some tell a process and then its whole group.
+const SAME_ORDER: Duration = Duration::from_millis(500);
 /// The exit code of a process that was told twice to end.
 const INTERRUPTED: i32 = 130;
 
@@ -130,7 +132,7 @@ async fn run(config: Config, files: usize) -> anyhow::Result<()> {
     };
     tokio::select! {
         () = server.drain() => {}
-        order = orders.next() => {
+        order = orders.again() => {
             tracing::warn!(order, "told again to end: leaving at once");
             std::process::exit(INTERRUPTED);
         }
@@ -268,6 +270,17 @@ impl Orders {
         tokio::select! {
             _ = self.terminate.recv() => "SIGTERM",
             _ = self.interrupt.recv() => "SIGINT",
+        }
+    }
+
+    /// The name of the first one that comes later than [`SAME_ORDER`] from now.
+    async fn again(&mut self) -> &'static str {
+        let same_until = Instant::now() + SAME_ORDER;
+        loop {
+            let order = self.next().await;
+            if Instant::now() >= same_until {
+                return order;
+            }
         }
     }
 }

@@ -231,3 +231,22 @@ async fn connections_that_say_nothing_or_too_little_end() {
     }
     client.get("/health/ready").await.ok();
 }
+
+#[tokio::test]
+async fn an_order_to_end_that_comes_more_than_once_at_once_is_one() {
+    let mut room = Room::open(3).await;
+    let mut sockets = Vec::new();
+    for student in &room.students {
+        sockets.push(student.socket().await);
+    }
+    // As from those who tell a process and then its whole group.
+    let began = Instant::now();
+    while began.elapsed() < Duration::from_millis(50) {
+        room.server.ask_to_end().unwrap();
+        tokio::task::yield_now().await;
+    }
+    for socket in &mut sockets {
+        socket.expect_close(1012).await;
+    }
+    assert!(room.server.ended().await.success());
+}
