@@ -80,13 +80,13 @@ impl<T> Envelope<T> {
 #[serde(rename_all = "camelCase")]
 pub(crate) struct SignupBody {
     /// The person's name: 1 to 100 characters after trimming, no control characters.
-    #[schema(example = "Ada Lovelace")]
+    #[schema(example = "Ada Lovelace", min_length = 1, max_length = 100)]
     pub name: String,
     /// An e-mail address; unique without regard to case.
     #[schema(example = "ada@example.org")]
     pub email: String,
     /// At least 6 characters, at most 72 bytes.
-    #[schema(example = "correct horse", format = Password)]
+    #[schema(example = "correct horse", format = Password, min_length = 6, max_length = 72)]
     pub password: String,
     /// What the account is to be.
     pub role: SignupRole,
@@ -134,7 +134,7 @@ pub(crate) struct LoginBody {
 #[serde(rename_all = "camelCase")]
 pub(crate) struct ClassBody {
     /// 1 to 100 characters after trimming, no control characters.
-    #[schema(example = "Algebra I")]
+    #[schema(example = "Algebra I", min_length = 1, max_length = 100)]
     class_name: String,
 }
 
@@ -545,9 +545,37 @@ pub(crate) struct LogOut {
     new: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     reason: Option<String>,
-    /// The counts that were announced, or that the records add up to.
-    #[serde(flatten, skip_serializing_if = "Option::is_none")]
-    counts: Option<CountsOut>,
+    #[serde(flatten)]
+    counts: LogCounts,
+}
+
+/// The counts that were announced, or that the records add up to: members of `TODAY_SUMMARY` and `DONE` alone.
+#[derive(Debug, Default, Serialize, ToSchema)]
+struct LogCounts {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    present: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    absent: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    late: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    excused: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    total: Option<u32>,
+}
+
+impl From<Counts> for LogCounts {
+    fn from(counts: Counts) -> Self {
+        let CountsOut { present, absent, late, excused, total } = counts.into();
+        let when_there = |count: u32| (count > 0).then_some(count);
+        Self {
+            present: Some(present),
+            absent: Some(absent),
+            late: when_there(late),
+            excused: when_there(excused),
+            total: Some(total),
+        }
+    }
 }
 
 impl LogOut {
@@ -566,7 +594,7 @@ impl LogOut {
             old: None,
             new: None,
             reason: None,
-            counts: None,
+            counts: LogCounts::default(),
         };
         match event {
             Event::Started => out.event = "START",
@@ -579,8 +607,8 @@ impl LogOut {
                 out.new = Some(new.as_str());
                 out.reason = reason.map(|reason| reason.as_str().to_owned());
             }
-            Event::Summarised(counts) => (out.event, out.counts) = ("TODAY_SUMMARY", Some(counts.into())),
-            Event::Finished(counts) => (out.event, out.counts) = ("DONE", Some(counts.into())),
+            Event::Summarised(counts) => (out.event, out.counts) = ("TODAY_SUMMARY", counts.into()),
+            Event::Finished(counts) => (out.event, out.counts) = ("DONE", counts.into()),
         }
         out
     }
