@@ -6,6 +6,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::StreamExt;
 use rollcall_core::session::{Event, OpenSession, Revision};
@@ -16,6 +17,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::Api;
 use crate::ws::{Seat, protocol, tier};
+
+/// How long to wait before a store that is away is asked again.
+const RETRY: Duration = Duration::from_millis(200);
 
 /// One event in its place, as the hub takes it.
 type Publication = (Key, u64, Option<Message>);
@@ -40,12 +44,19 @@ impl Api {
                 () = cancel.cancelled() => None,
                 item = stream.next() => item,
             };
-            match item {
+            let Some(item) = item else { break };
+            let step = async {
+                match item {
+                    // A batch proves nothing of its own time: many may have waited.
+                    Followed::Alive => self.services.directory.alive(),
+                    Followed::Batch(batch) => self.tell(&batch, &mut told).await?,
+                    Followed::Lost => self.catch_up(&mut told).await?,
+                }
+                Ok(())
+            };
+            match cancel.run_until_cancelled(step).await {
+                Some(step) => step?,
                 None => break,
-                // A batch proves nothing of its own time: many may have waited.
-                Some(Followed::Alive) => self.services.directory.alive(),
-                Some(Followed::Batch(batch)) => self.tell(&batch, &mut told).await?,
-                Some(Followed::Lost) => self.catch_up(&mut told).await?,
             }
         }
         self.following.send_replace(false);
@@ -115,7 +126,7 @@ impl Api {
         publications: &mut Vec<Publication>,
     ) -> Result<(), StoreError> {
         tracing::warn!(class = %class_id, session = %session_id, "events of a session were missed; it is loaded again");
-        match self.services.store.open_session(class_id).await? {
+        match answered(|| self.services.store.open_session(class_id)).await? {
             Some(session) if session.info().id == session_id => tell_difference(&session, told, publications),
             _ => self.tell_end(class_id, session_id, told, publications).await?,
         }
@@ -131,9 +142,10 @@ impl Api {
         publications: &mut Vec<Publication>,
     ) -> Result<(), StoreError> {
         told.remove(&session_id);
-        let Some(info) = self.services.store.session(class_id, session_id).await? else { return Ok(()) };
+        let found = answered(|| self.services.store.session(class_id, session_id)).await?;
+        let Some(info) = found else { return Ok(()) };
         let end = Page { after: Some(Revision(info.revision.0.saturating_sub(1))), limit: 1 };
-        for entry in self.services.store.log(session_id, None, end).await? {
+        for entry in answered(|| self.services.store.log(session_id, None, end)).await? {
             let change = SessionChange { session_id, class_id, entry };
             let message = protocol::change(&change, None).map(|frame| Message { frame, variant: None });
             publications.push((class_id.bytes(), change.entry.revision.0, message));
@@ -146,7 +158,7 @@ impl Api {
         tracing::warn!("changes were lost; everything is loaded again");
         self.services.directory.lost();
         for user in self.hub.connected_users() {
-            let hears = self.services.store.class_ids_of(UserId::from_bytes(user)).await?;
+            let hears = answered(|| self.services.store.class_ids_of(UserId::from_bytes(user))).await?;
             for topic in
                 self.hub.topics_of(user).into_iter().filter(|topic| !hears.iter().any(|class| class.bytes() == *topic))
             {
@@ -161,7 +173,7 @@ impl Api {
             self.recheck(UserId::from_bytes(user));
         }
         let mut publications = Vec::new();
-        let sessions = self.services.store.open_sessions().await?;
+        let sessions = answered(|| self.services.store.open_sessions()).await?;
         let ended: Vec<_> = told
             .iter()
             .filter(|(id, _)| !sessions.iter().any(|session| session.info().id == **id))
@@ -194,6 +206,25 @@ impl Api {
                 }
             }
         });
+    }
+}
+
+/// Asks the store until it answers: a store that is away for a while must not make anybody miss anything.
+async fn answered<T, F>(ask: impl Fn() -> F) -> Result<T, StoreError>
+where
+    F: Future<Output = Result<T, StoreError>>,
+{
+    loop {
+        match ask().await {
+            Err(error @ StoreError::Unavailable(_)) => {
+                tracing::warn!(
+                    error = &error as &dyn std::error::Error,
+                    "what was missed cannot be read; trying again"
+                );
+                tokio::time::sleep(RETRY).await;
+            }
+            answer => return answer,
+        }
     }
 }
 

@@ -14,6 +14,7 @@ use rollcall_core::service::TeacherSignup;
 use secrecy::{SecretSlice, SecretString};
 use tracing_subscriber::EnvFilter;
 
+use crate::database::Database;
 use crate::passwords;
 use crate::settings::{Given, Settings, Source};
 
@@ -27,8 +28,8 @@ const ADDRESS: &str = "an IP address and a port, such as 127.0.0.1:8000, 0.0.0.0
 /// The configuration of a server.
 #[derive(Debug)]
 pub(crate) struct Config {
-    /// The database's file.
-    pub database: PathBuf,
+    /// The database.
+    pub database: Database,
     /// Where to listen.
     pub listen: SocketAddr,
     /// What tokens are signed with; `None` is the secret beside the database.
@@ -75,7 +76,8 @@ pub(crate) struct Mistake {
     name: &'static str,
     /// As far as it may be shown.
     value: String,
-    source: Source,
+    /// Where the value is from, if there is one.
+    source: Option<Source>,
     /// What would be right, after "must be" or "must not be".
     wanted: String,
 }
@@ -83,7 +85,11 @@ pub(crate) struct Mistake {
 impl fmt::Display for Mistake {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { name, value, source, wanted } = self;
-        write!(f, "{name} is {value} ({source}): it must be {wanted}")
+        write!(f, "{name} is {value}")?;
+        if let Some(source) = source {
+            write!(f, " ({source})")?;
+        }
+        write!(f, ": it must be {wanted}")
     }
 }
 
@@ -135,18 +141,24 @@ impl Config {
             session_max_age: reader.read("SESSION_MAX_AGE", shown, duration).unwrap_or(DAY),
         };
         let logs = reader.logs();
+        if config.database.file().is_none() && settings.get("JWT_SECRET").is_none() {
+            let wanted = "the same on every replica, for example what `openssl rand -hex 32` prints once: with MongoDB \
+                          there is no file beside the database to keep one in";
+            let (name, value) = ("JWT_SECRET", "not set".to_owned());
+            reader.mistakes.push(Mistake { name, value, source: None, wanted: wanted.to_owned() });
+        }
         reader.finish((config, logs))
     }
 
     /// The database alone, for commands that need nothing else.
-    pub(crate) fn database(settings: &Settings) -> Result<PathBuf, Mistakes> {
+    pub(crate) fn database(settings: &Settings) -> Result<Database, Mistakes> {
         let mut reader = Reader::new(settings);
         let database = reader.database();
         reader.finish(database)
     }
 
     /// The database and the cost of new password hashes, for commands about accounts.
-    pub(crate) fn accounts(settings: &Settings) -> Result<(PathBuf, u32), Mistakes> {
+    pub(crate) fn accounts(settings: &Settings) -> Result<(Database, u32), Mistakes> {
         let mut reader = Reader::new(settings);
         let accounts = (reader.database(), reader.bcrypt_cost());
         reader.finish(accounts)
@@ -190,12 +202,12 @@ impl<'a> Reader<'a> {
                 Err(wanted) => (if text.is_empty() { "empty".to_owned() } else { show(text) }, wanted),
             },
         };
-        self.mistakes.push(Mistake { name, value, source: *source, wanted });
+        self.mistakes.push(Mistake { name, value, source: Some(*source), wanted });
         None
     }
 
-    fn database(&mut self) -> PathBuf {
-        self.read("DB_URL", shown_url, database).unwrap_or_else(|| PathBuf::from("data/rollcall.db"))
+    fn database(&mut self) -> Database {
+        self.read("DB_URL", shown_url, any_database).unwrap_or_else(|| Database::File("data/rollcall.db".into()))
     }
 
     fn listen(&mut self) -> SocketAddr {
@@ -253,9 +265,28 @@ fn one_of<T: Copy>(text: &str, names: &[(&str, T)]) -> Result<T, String> {
     found.map(|(_, value)| *value).ok_or_else(|| names.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(" or "))
 }
 
+fn is_mongodb(text: &str) -> bool {
+    text.starts_with("mongodb://") || text.starts_with("mongodb+srv://")
+}
+
+/// The database that a URL names, or what would be right.
+#[cfg(feature = "mongodb")]
+fn any_database(text: &str) -> Result<Database, String> {
+    if is_mongodb(text) {
+        return Ok(Database::Mongo(text.into()));
+    }
+    let also = |wanted| format!("{wanted}; or mongodb:// or mongodb+srv:// and the address of a MongoDB replica set");
+    database(text).map(Database::File).map_err(also)
+}
+
+#[cfg(not(feature = "mongodb"))]
+fn any_database(text: &str) -> Result<Database, String> {
+    database(text).map(Database::File)
+}
+
 fn database(text: &str) -> Result<PathBuf, String> {
-    if text.starts_with("mongodb://") || text.starts_with("mongodb+srv://") {
-        return Err("sqlite:// and a path: this build has the embedded database only, not MongoDB".to_owned());
+    if is_mongodb(text) {
+        return Err("sqlite:// and a path: this is for the embedded database only, not MongoDB".to_owned());
     }
     let path = text.strip_prefix("sqlite://").unwrap_or_default();
     if path.is_empty() || path.starts_with(':') || path.contains(['?', '\0']) {
@@ -395,7 +426,7 @@ mod tests {
     #[test]
     fn nothing_has_to_be_set() {
         let (config, logs) = Config::new(&settings(&[])).unwrap();
-        assert_eq!(config.database, Path::new("data/rollcall.db"));
+        assert_eq!(config.database.file().unwrap(), Path::new("data/rollcall.db"));
         assert_eq!(config.listen.to_string(), "127.0.0.1:8000");
         assert!(config.jwt_secret.is_none() && config.metrics.is_none() && config.limits);
         assert_eq!((config.token_ttl, config.session_max_age, config.bcrypt_cost), (DAY, DAY, 10));
@@ -422,7 +453,7 @@ mod tests {
             ("LOG_FORMAT", "json"),
         ]))
         .unwrap();
-        assert_eq!(config.database, Path::new("/var/lib/rollcall/school.db"));
+        assert_eq!(config.database.file().unwrap(), Path::new("/var/lib/rollcall/school.db"));
         assert_eq!(config.listen.to_string(), "[::]:0");
         assert_eq!(config.jwt_secret.unwrap().expose_secret(), b"0123456789abcdef0123456789abcdef");
         assert_eq!((config.token_ttl, config.session_max_age), (Duration::from_mins(90), 7 * DAY));
@@ -459,6 +490,19 @@ mod tests {
         insta::assert_snapshot!(text);
     }
 
+    #[cfg(feature = "mongodb")]
+    #[test]
+    fn mongodb_wants_a_secret_and_shows_no_password() {
+        for url in ["mongodb://user:hunter2@db/rollcall", "mongodb+srv://user:p@hunter2@db.example/x"] {
+            let text = mistake("DB_URL", url);
+            assert!(text.contains("JWT_SECRET is not set: it must be the same on every replica"), "{text}");
+            let config = config(&[("DB_URL", url), ("JWT_SECRET", "0123456789abcdef0123456789abcdef")]);
+            assert!(config.database.file().is_none());
+            assert!(!format!("{text} {config:?} {}", config.database).contains("hunter2"), "{text}");
+        }
+    }
+
+    #[cfg(not(feature = "mongodb"))]
     #[test]
     fn mongodb_is_refused_without_showing_its_password() {
         for url in ["mongodb://user:hunter2@db/rollcall", "mongodb+srv://user:p@hunter2@db.example/x"] {
@@ -523,8 +567,9 @@ mod tests {
     #[test]
     fn tools_mind_only_what_they_use() {
         let settings = settings(&[("TOKEN_TTL", "wrong"), ("BCRYPT_COST", "5"), ("DB_URL", "sqlite://x.db")]);
-        assert_eq!(Config::accounts(&settings), Ok((PathBuf::from("x.db"), 5)));
-        assert_eq!(Config::database(&settings), Ok(PathBuf::from("x.db")));
+        let (database, cost) = Config::accounts(&settings).unwrap();
+        assert_eq!((database.file().unwrap().as_path(), cost), (Path::new("x.db"), 5));
+        assert_eq!(Config::database(&settings).unwrap().file().unwrap(), Path::new("x.db"));
         assert!(Config::listen(&settings).is_ok());
     }
 

@@ -11,10 +11,15 @@ use std::time::{Duration, Instant};
 
 use rollcall_core::service::TeacherSignup;
 use rollcall_core::{Clock, Timestamp};
+#[cfg(feature = "mongodb")]
+use rollcall_store_mongo::MongoStore;
 use rollcall_store_sqlite::SqliteStore;
 use rustix::process::{Resource, getrlimit};
+#[cfg(feature = "mongodb")]
+use secrecy::SecretString;
 
 use crate::config::{Config, SECRET_MIN_BYTES};
+use crate::database::Database;
 use crate::settings::Settings;
 use crate::system::{self, SystemClock};
 use crate::{healthcheck, secret_file};
@@ -77,19 +82,34 @@ fn check(settings: &Settings, report: &mut Report) -> io::Result<()> {
         }
     }
     // A mistake elsewhere must not hide the state of these.
-    if let Ok(path) = Config::database(settings) {
-        report.line("database", database(&path))?;
-        report.line("server", served(&path))?;
-        report.line("disk", room(&path))?;
-        report.line("disk", writes(&path))?;
-        report.line("clock", clock_against_files(&clock, &path))?;
-        report.line("clock", clock_against_itself(&clock))?;
-        if settings.get("JWT_SECRET").is_none() {
-            report.line("secret", secret(&secret_file::path_for(&path)))?;
+    match Config::database(settings) {
+        Ok(Database::File(path)) => check_file(settings, report, &clock, &path)?,
+        #[cfg(feature = "mongodb")]
+        Ok(Database::Mongo(url)) => {
+            for finding in survey(&url) {
+                report.line("database", finding)?;
+            }
+            report.line("clock", clock_against_itself(&clock))?;
         }
+        // Told already.
+        Err(_) => {}
     }
     if let Ok(listen) = Config::listen(settings) {
         report.line("address", address(listen))?;
+    }
+    Ok(())
+}
+
+/// All about an embedded database.
+fn check_file(settings: &Settings, report: &mut Report, clock: &SystemClock, path: &Path) -> io::Result<()> {
+    report.line("database", database(path))?;
+    report.line("server", served(path))?;
+    report.line("disk", room(path))?;
+    report.line("disk", writes(path))?;
+    report.line("clock", clock_against_files(clock, path))?;
+    report.line("clock", clock_against_itself(clock))?;
+    if settings.get("JWT_SECRET").is_none() {
+        report.line("secret", secret(&secret_file::path_for(path)))?;
     }
     Ok(())
 }
@@ -120,6 +140,38 @@ fn oddities(config: &Config) -> Vec<String> {
         );
     }
     odd
+}
+
+/// What is in a MongoDB, and what in it breaks the rules.
+#[cfg(feature = "mongodb")]
+fn survey(url: &SecretString) -> Vec<Finding> {
+    let shown = Database::Mongo(url.clone());
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return vec![Broken(format!("{shown} cannot be looked at: {error}"))],
+    };
+    let survey = match runtime.block_on(MongoStore::survey(url)) {
+        Ok(survey) => survey,
+        Err(error) => return vec![Broken(format!("{shown}: {:#}. Check DB_URL", anyhow::Error::new(error)))],
+    };
+    let earlier = match survey.earlier_records {
+        0 => String::new(),
+        count => format!(", {count} records of an earlier server"),
+    };
+    let mut findings = vec![Fine(format!(
+        "{shown} ({}) holds {} accounts, {} classes, {} sessions, {} records{earlier}",
+        survey.database, survey.users, survey.classes, survey.sessions, survey.records
+    ))];
+    let told = |found: &rollcall_store_mongo::Finding| {
+        // Data of other origin may hold what would command a terminal.
+        let text = format!("{} {}: {}", found.collection, found.id, found.problem);
+        Odd(text.replace(char::is_control, "\u{fffd}"))
+    };
+    findings.extend(survey.findings.iter().map(told));
+    if survey.more > 0 {
+        findings.push(Odd(format!("{} more documents break the rules", survey.more)));
+    }
+    findings
 }
 
 fn database(path: &Path) -> Finding {

@@ -1,13 +1,14 @@
 //! Rollcall, a real-time attendance server: configuration, command line, telemetry, lifecycle.
 //!
 //! * [`settings`] collects text from flags, the environment and `.env`; [`config`] makes validated types of it.
-//! * [`lifecycle`] joins the adapters to the services and serves; [`connection`] and [`listener`] are its HTTP side.
+//! * [`database`] chooses the adapter; [`lifecycle`] joins the adapters to the services and serves; [`connection`] and [`listener`] are its HTTP side.
 //! * [`users`], [`doctor`], [`healthcheck`] are commands beside the server.
 //! * [`passwords`], [`system`], [`secret_file`], [`telemetry`] are what the operating system is asked for.
 
 mod cli;
 mod config;
 mod connection;
+mod database;
 mod doctor;
 mod healthcheck;
 mod lifecycle;
@@ -29,6 +30,7 @@ use rollcall_store_sqlite::SqliteStore;
 
 use crate::cli::{Cli, Command};
 use crate::config::{Config, Mistakes};
+use crate::database::Database;
 use crate::settings::{Flags, Settings};
 
 /// The exit code for a command line or a setting that cannot be.
@@ -85,7 +87,8 @@ fn execute(command: Command, flags: Flags) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn backup(database: &Path, file: &Path) -> anyhow::Result<()> {
+fn backup(database: &Database, file: &Path) -> anyhow::Result<()> {
+    let database = database.file().context("MongoDB is not backed up by this command; use mongodump, or snapshots")?;
     ensure!(database.exists(), "there is no database at {}; is DB_URL right?", database.display());
     SqliteStore::backup(database, file)?;
     writeln!(io::stdout(), "{} is a copy of {}", file.display(), database.display())?;

@@ -36,7 +36,10 @@ pub(crate) const SETTINGS: &[Setting] = &[
         default: "sqlite://data/rollcall.db",
         help: "Where the database is",
         more: "sqlite:// and a path, relative to the current folder or, with a third slash, absolute: \
-               sqlite:///var/lib/rollcall/rollcall.db. Missing folders are made.",
+               sqlite:///var/lib/rollcall/rollcall.db. Missing folders are made. Or, for several replicas, MongoDB: \
+               mongodb:// or mongodb+srv:// and the address of a replica set with the database's name as its path, \
+               rollcall if there is none. Prefer the environment to the flag if it holds a password: other users of \
+               the machine can see flags.",
     },
     Setting {
         env: "LISTEN_ADDR",
@@ -85,7 +88,7 @@ pub(crate) const SETTINGS: &[Setting] = &[
         help: "What login tokens are signed with; at least 32 bytes",
         more: "Without it, a random secret is made at the first start and kept beside the database, in a file that ends \
                in .secret and that its owner alone can read. Prefer the environment to the flag: other users of the \
-               machine can see flags. Another secret ends all logins.",
+               machine can see flags. Another secret ends all logins. With MongoDB it has to be set, the same on every replica.",
     },
     Setting {
         env: "TOKEN_TTL",

@@ -1,9 +1,8 @@
-//! `rollcall user`: accounts, on the operator's word. It works on the database's file; a server that runs on the same
-//! file hears of every change.
+//! `rollcall user`: accounts, on the operator's word. It works on the database; a server that runs on the same
+//! database hears of every change.
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Write};
-use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context, anyhow, bail, ensure};
@@ -11,11 +10,12 @@ use rollcall_core::service::{Ports, Services, SignUp, TeacherSignup};
 use rollcall_core::store::Page;
 use rollcall_core::user::{Account, AccountChange};
 use rollcall_core::{Clock, Error};
-use rollcall_store_sqlite::{OpenMode, SqliteStore};
+use rollcall_store_sqlite::OpenMode;
 use rustix::termios::{LocalModes, OptionalActions, Termios, tcgetattr, tcsetattr};
 use secrecy::{ExposeSecret, SecretString};
 
 use crate::cli::{PasswordFrom, UserAction};
+use crate::database::Database;
 use crate::passwords::BcryptPool;
 use crate::system::{self, SystemClock};
 
@@ -24,8 +24,8 @@ const PAGE: u32 = 1_000;
 /// The longest password that is read: more than can be set, so that the core says what is wrong with it.
 const LONGEST: u64 = 1_024;
 
-/// Does `action` on the database at `path`; new passwords are hashed at `cost`.
-pub(crate) async fn run(action: UserAction, path: &Path, cost: u32) -> anyhow::Result<()> {
+/// Does `action` on the database; new passwords are hashed at `cost`.
+pub(crate) async fn run(action: UserAction, database: &Database, cost: u32) -> anyhow::Result<()> {
     // Before the database is touched: somebody may have to be asked.
     let password = match &action {
         UserAction::Create { password, .. } | UserAction::ResetPassword { password, .. } => {
@@ -34,16 +34,16 @@ pub(crate) async fn run(action: UserAction, path: &Path, cost: u32) -> anyhow::R
         UserAction::List | UserAction::Disable { .. } | UserAction::Enable { .. } => None,
     };
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::start());
-    let store = SqliteStore::open(path, OpenMode::Tool, Arc::clone(&clock))?;
+    let opened = database.open(OpenMode::Tool, Arc::clone(&clock)).await?;
     let ports = Ports {
-        store: Arc::clone(&store) as _,
+        store: opened.store(),
         clock,
         hasher: Arc::new(BcryptPool::start(cost).context("no threads for hashing passwords")?),
         ids: system::ids()?,
     };
     let services = Services::new(ports, TeacherSignup::Closed);
     let outcome = act(&services, action, password).await;
-    store.close().await;
+    opened.close().await;
     outcome
 }
 

@@ -50,8 +50,7 @@ impl MongoStore {
     /// Opens the database that `url` (`mongodb://…` or `mongodb+srv://…`) names by its path, `rollcall` if it names
     /// none, and adds the indexes that it lacks. `clock` tells the age of sessions.
     ///
-    /// Fails within seconds if the database is away or cannot be used. A TLS connection needs the process's default
-    /// crypto provider of rustls to be installed.
+    /// Fails within seconds if the database is away or cannot be used.
     pub async fn connect(url: &SecretString, clock: Arc<dyn Clock>) -> Result<Arc<Self>, OpenError> {
         describe_metrics();
         let db = Arc::new(open::open(url.expose_secret(), true).await?);
