@@ -170,8 +170,8 @@ async fn open(
         .register(user.bytes(), seat.tag())
         .map_err(|_| ApiError::TooManyRequests { retry_after: RETRY_TOO_MANY })?;
     let config = SocketConfig { expires_in: Some(remaining(bearer, now)), ..SocketConfig::default() };
-    let missed = Missed::of(since);
-    join(&api, &registration, user, seat.role, &missed).await?;
+    let mut missed = Missed::of(since);
+    join(&api, &registration, user, seat.role, &mut missed).await?;
     Ok(upgrade.on_upgrade(move |socket| serve(api, socket, registration, user, seat, address, missed, config)))
 }
 
@@ -187,16 +187,24 @@ fn refuse(upgrade: Upgrade, why: &str, close: Close) -> Response {
 }
 
 /// Lets the connection hear of all classes of its user. What changes while they are loaded is loaded again.
+///
+/// Nobody knows the future: who claims to, as after a restored backup, hears all that comes. So what the client knows
+/// is held against what there is before it is let in: what is committed from then on is sent.
 async fn join(
     api: &Api,
     registration: &Registration,
     user: UserId,
     role: Role,
-    missed: &Missed,
+    missed: &mut Missed,
 ) -> Result<(), ApiError> {
     loop {
         let generation = registration.generation();
         let classes = api.services.classes.heard_by(user).await?;
+        for class in &classes {
+            if let Some(known) = missed.since.get_mut(class) {
+                *known = api.services.attendance.revision(*class).await?.min(*known);
+            }
+        }
         let topics = classes.iter().map(|class| (class.bytes(), tier(role), missed.since.contains_key(class)));
         if registration.join_all(generation, topics) {
             return Ok(());
@@ -260,11 +268,7 @@ impl Api {
 
     /// What a client that knows of the class up to `known` missed, and up to where it knows of it then.
     async fn missed(&self, class: ClassId, known: Revision) -> Result<(Revision, Vec<Arc<SessionChange>>), Error> {
-        let attendance = &self.services.attendance;
-        // Nobody knows the future: who claims to, as after a restored backup, hears all that comes. Asked first, so
-        // that what is committed from here on is found below.
-        let known = known.min(attendance.revision(class).await?);
-        let missed = attendance.missed(class, known).await?;
+        let missed = self.services.attendance.missed(class, known).await?;
         let last = missed.last().map_or(known, |change| change.entry.revision);
         Ok((last, missed))
     }
