@@ -250,3 +250,22 @@ async fn an_order_to_end_that_comes_more_than_once_at_once_is_one() {
     }
     assert!(room.server.ended().await.success());
 }
+
+/// A limit on the size of files ends a process by a signal, unless it hears it.
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn a_limit_on_the_size_of_files_ends_nothing() {
+    use rustix::process::{Pid, Resource, Rlimit, prlimit};
+
+    let room = Room::open(1).await;
+    let student = &room.students[0].id;
+    let mut socket = room.teacher.socket().await;
+    let pid = Pid::from_raw(room.server.pid().try_into().unwrap());
+    let limit = |current| prlimit(pid, Resource::Fsize, Rlimit { current, maximum: None }).unwrap();
+    let before = limit(Some(16 * 1024)).current;
+    room.client.get("/health/ready").await.refused(503, "Service unavailable");
+    limit(before);
+    socket.mark(student, "late").await;
+    socket.expect_mark(student, "late").await;
+    room.client.get("/health/ready").await.ok();
+}
