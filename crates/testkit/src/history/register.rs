@@ -277,12 +277,20 @@ fn shortest(items: &[Item], failure: &Failure) -> (Vec<usize>, State) {
     };
     // What only shows something and has no answer yet shows nothing.
     kept.retain(|(item, _)| item.until.is_some() || item.step.changes());
-    for index in (0..kept.len()).rev() {
-        let before = kept[index];
-        kept[index] = (Item { until: None, ..before.0 }, false);
-        if !contradicts(&kept) {
-            kept[index] = before;
+    // Many at once first: most of a long history has nothing to do with it.
+    let mut many = kept.len();
+    while many > 0 {
+        for from in (0..kept.len()).step_by(many) {
+            let part = from..kept.len().min(from + many);
+            let before = kept[part.clone()].to_vec();
+            for (item, shown) in &mut kept[part.clone()] {
+                (item.until, *shown) = (None, false);
+            }
+            if !contradicts(&kept) {
+                kept[part].copy_from_slice(&before);
+            }
         }
+        many /= 2;
     }
     (kept.iter().filter(|(_, shown)| *shown).map(|(item, _)| item.operation).collect(), failure.state)
 }
