@@ -1,18 +1,18 @@
 //! A server's life: started, served, drained, left.
 //!
-//! This is the one place where adapters are chosen and joined to the services.
+//! This is the one place where adapters are joined to the services.
 
 use std::io::Write;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, anyhow};
+use anyhow::{Context, anyhow, bail};
 use rollcall_api::{Api, ApiConfig, MetricsRoute, metrics_router};
 use rollcall_core::Clock;
 use rollcall_core::service::{Ports, Services, TeacherSignup};
 use rollcall_realtime::{Hub, HubConfig, close};
-use rollcall_store_sqlite::{OpenMode, SqliteStore};
+use rollcall_store_sqlite::OpenMode;
 use rustix::process::{Resource, Rlimit, Signal as Number, getrlimit, setrlimit};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::{Instant, MissedTickBehavior, timeout};
@@ -20,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::config::Config;
+use crate::database::Opened;
 use crate::healthcheck::reachable;
 use crate::listener::Listener;
 use crate::passwords::BcryptPool;
@@ -76,13 +77,14 @@ async fn run(config: Config, files: usize) -> anyhow::Result<()> {
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::start());
     let metrics = telemetry::start_metrics(&*clock)?;
 
-    let store = SqliteStore::open(&config.database, OpenMode::Serve, Arc::clone(&clock))?;
-    let jwt_secret = match config.jwt_secret.clone() {
-        Some(secret) => secret,
-        None => secret_file::load_or_create(&secret_file::path_for(&config.database))?,
+    let database = config.database.open(OpenMode::Serve, Arc::clone(&clock)).await?;
+    let jwt_secret = match (config.jwt_secret.clone(), config.database.file()) {
+        (Some(secret), _) => secret,
+        (None, Some(file)) => secret_file::load_or_create(&secret_file::path_for(file))?,
+        (None, None) => bail!("JWT_SECRET is not set"),
     };
     let hasher = BcryptPool::start(config.bcrypt_cost).context("no threads for hashing passwords")?;
-    let ports = Ports { store: Arc::clone(&store) as _, clock, hasher: Arc::new(hasher), ids: system::ids()? };
+    let ports = Ports { store: database.store(), clock, hasher: Arc::new(hasher), ids: system::ids()? };
     let services = Arc::new(Services::new(ports, config.teacher_signup.clone()));
     let bounds = HubConfig::default();
     let max_per_user = if config.limits { bounds.max_per_user } else { usize::MAX };
@@ -113,7 +115,7 @@ async fn run(config: Config, files: usize) -> anyhow::Result<()> {
     let work = CancellationToken::new();
     let mut feed = tokio::spawn(Arc::clone(&api).follow(work.clone()));
     let expiry = tokio::spawn(expire(Arc::clone(&services), config.session_max_age, work.clone()));
-    let server = Server { api, hub, store, stop: CancellationToken::new(), connections: TaskTracker::new(), work };
+    let server = Server { api, hub, database, stop: CancellationToken::new(), connections: TaskTracker::new(), work };
     tokio::select! {
         () = server.api.following() => {}
         ended = &mut feed => return Err(stopped(ended)),
@@ -209,7 +211,7 @@ fn announce(config: &Config, address: SocketAddr, metrics: Option<SocketAddr>) {
         Some(metrics) => format!("http://{}/metrics", reachable(metrics)),
         None => format!("http://{here}/metrics, for this machine alone"),
     };
-    let database = config.database.display();
+    let database = &config.database;
     tracing::info!(version, %address, %database, teachers, limits, metrics = metrics_at, "started");
     let text = format!(
         "Rollcall {version} listens on http://{address}\n  \
@@ -228,7 +230,7 @@ fn announce(config: &Config, address: SocketAddr, metrics: Option<SocketAddr>) {
 struct Server {
     api: Arc<Api>,
     hub: Arc<Hub>,
-    store: Arc<SqliteStore>,
+    database: Opened,
     /// Stops the taking of connections and requests.
     stop: CancellationToken,
     connections: TaskTracker,
@@ -250,7 +252,7 @@ impl Server {
             tracing::warn!(sockets = self.hub.count(), "sockets are cut off that did not close in time");
         }
         self.work.cancel();
-        if timeout(CLOSE_STORE, self.store.close()).await.is_err() {
+        if timeout(CLOSE_STORE, self.database.close()).await.is_err() {
             tracing::warn!("the database did not close in time; nothing that was acknowledged is lost");
         }
     }
