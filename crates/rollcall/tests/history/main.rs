@@ -12,12 +12,16 @@ mod liar;
 
 use std::collections::BTreeSet;
 use std::hash::{BuildHasher as _, RandomState};
+#[cfg(feature = "mongodb")]
+use std::sync::Arc;
 use std::time::Duration;
 
 use rollcall_testkit::cluster::{Cluster, Script, StepDown};
 use rollcall_testkit::history::random::Random;
 use rollcall_testkit::history::workload::{self, Scale};
 use rollcall_testkit::history::{History, Rule, Sum};
+#[cfg(feature = "mongodb")]
+use rollcall_testkit::mongo::ReplicaSet;
 use rollcall_testkit::server::{Builder, Server};
 
 use crate::liar::Lie;
@@ -67,6 +71,24 @@ async fn one_run(settings: &Builder, replicas: usize, seed: u64, step_down: Opti
 async fn one_server_keeps_its_promises_whatever_happens_to_it() {
     for seed in seeds() {
         one_run(&Server::builder(env!("CARGO_BIN_EXE_rollcall")), 1, seed, None).await;
+    }
+}
+
+#[cfg(feature = "mongodb")]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs MongoDB: cargo xtask test"]
+async fn three_replicas_keep_their_promises_whatever_happens_to_them_and_to_mongodb() {
+    let set = Arc::new(ReplicaSet::start(3).await.unwrap());
+    let step_down: Box<StepDown> = {
+        let set = Arc::clone(&set);
+        Box::new(move || {
+            let set = Arc::clone(&set);
+            Box::pin(async move { set.step_down().await.map(drop) })
+        })
+    };
+    for seed in seeds() {
+        let settings = Server::builder(env!("CARGO_BIN_EXE_rollcall")).env("DB_URL", set.url(&format!("seed-{seed}")));
+        one_run(&settings, 3, seed, Some(&*step_down)).await;
     }
 }
 

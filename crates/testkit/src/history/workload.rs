@@ -424,6 +424,8 @@ impl Seat {
                 }
                 () = sleep_until(patience), if !self.open.is_empty() => return Left::Lost,
                 () = sleep_until(ends.unwrap_or(next)), if ends.is_some() => return Left::Finished,
+                // Who has nothing to ask may hear nothing for long.
+                () = sleep(server::PATIENCE / 2) => {}
             }
         }
     }
