@@ -71,9 +71,7 @@ impl Store for MongoStore {
     }
 
     async fn ping(&self) -> Result<(), StoreError> {
-        let open = session::prove_writable(&self.db).await?;
-        metrics::gauge!("rollcall_sessions_open").set(open as f64);
-        Ok(())
+        session::prove_writable(&self.db).await
     }
 }
 
@@ -88,6 +86,7 @@ fn describe_metrics() {
         Unit::Seconds,
         "Time that a commit took, which is the database's and the network's."
     );
+    metrics::describe_gauge!("rollcall_store_queue_depth", Unit::Count, "Commands that wait for their answer.");
     metrics::describe_counter!("rollcall_marks_total", Unit::Count, "Marks that were made durable.");
     metrics::describe_gauge!("rollcall_sessions_open", Unit::Count, "Sessions that are open.");
 }

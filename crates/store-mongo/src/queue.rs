@@ -96,19 +96,20 @@ struct Shared {
     db: Arc<Db>,
     memory: Memory,
     lanes: Mutex<Lanes>,
+    places: Arc<Semaphore>,
 }
 
 /// The door to the lanes.
 pub(crate) struct Queue {
     shared: Arc<Shared>,
-    places: Arc<Semaphore>,
     tasks: TaskTracker,
 }
 
 impl Queue {
     pub(crate) fn new(db: Arc<Db>) -> Self {
-        let shared = Shared { db, memory: Memory::default(), lanes: Mutex::default() };
-        Self { shared: Arc::new(shared), places: Arc::new(Semaphore::new(QUEUE)), tasks: TaskTracker::new() }
+        let places = Arc::new(Semaphore::new(QUEUE));
+        let shared = Shared { db, memory: Memory::default(), lanes: Mutex::default(), places };
+        Self { shared: Arc::new(shared), tasks: TaskTracker::new() }
     }
 
     /// Puts a command into its lane. When this returns, the place in it is taken.
@@ -119,7 +120,7 @@ impl Queue {
         origin: Origin,
     ) -> Result<Receipt<Outcome>, StoreError> {
         let closed = || StoreError::Unavailable(Gone("the store is closed").into());
-        let place = Arc::clone(&self.places).acquire_owned().await.map_err(|_| closed())?;
+        let place = Arc::clone(&self.shared.places).acquire_owned().await.map_err(|_| closed())?;
         let (reply, answer) = oneshot::channel();
         let by = origin.by;
         let order = Order { target, command, origin, since: Instant::now(), reply, _place: place };
@@ -146,7 +147,7 @@ impl Queue {
     /// Lets what waits be done, and refuses the rest.
     pub(crate) async fn close(&self) {
         self.shared.lanes.lock().closed = true;
-        self.places.close();
+        self.shared.places.close();
         self.tasks.close();
         if tokio::time::timeout(DRAIN, self.tasks.wait()).await.is_err() {
             tracing::warn!("commands wait for a database that does not answer; they are given up");
@@ -207,6 +208,7 @@ impl Shared {
                 lane.drain(..count).collect()
             };
             metrics::histogram!("rollcall_commit_batch_size").record(batch.len() as f64);
+            metrics::gauge!("rollcall_store_queue_depth").set((QUEUE - self.places.available_permits()) as f64);
             let actors: Vec<_> = batch.iter().map(|order| order.origin.by).collect();
             // After a panic the batch is gone, and its callers hear so; the lane goes on.
             if AssertUnwindSafe(self.obey(key, batch)).catch_unwind().await.is_err() {

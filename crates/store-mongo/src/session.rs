@@ -61,7 +61,7 @@ impl Sessions for MongoStore {
     }
 
     async fn count_open_sessions(&self) -> Result<u64, StoreError> {
-        self.db.read(self.db.sessions.count_documents(doc! { "state": "open" }).max_time(SERVER)).await
+        count_open(&self.db).await
     }
 
     async fn sessions_older_than(&self, age: Duration) -> Result<Vec<SessionId>, StoreError> {
@@ -142,13 +142,14 @@ pub(crate) fn read<T>(session: &Document, read: fn(&Document) -> Result<T, doc::
     name_damage(SESSIONS, session, read(session)).map_err(|damage: Damaged| internal(damage.into()))
 }
 
-/// Counts the open sessions, in a way that only a primary answers which could write.
-pub(crate) async fn prove_writable(db: &Db) -> Result<u64, StoreError> {
-    let count = [doc! { "$match": { "state": "open" } }, doc! { "$count": "open" }];
-    let found = db.sessions_now.aggregate(count).max_time(SERVER);
-    let found: Option<Document> = db.read(async { found.await?.try_next().await }).await?;
-    let open = found.and_then(|found| doc::get_number(&found, "open"));
-    Ok(open.and_then(|open| u64::try_from(open).ok()).unwrap_or(0))
+/// Asks what only a primary answers that has a majority behind it, and so could write.
+pub(crate) async fn prove_writable(db: &Db) -> Result<(), StoreError> {
+    db.find_one(&db.sessions_now, doc! { "_id": id(SessionId::NOTHING) }, doc! { "_id": 1 }).await.map(drop)
+}
+
+/// How many sessions are open.
+pub(crate) async fn count_open(db: &Db) -> Result<u64, StoreError> {
+    db.read(db.sessions.count_documents(doc! { "state": "open" }).max_time(SERVER)).await
 }
 
 async fn start(

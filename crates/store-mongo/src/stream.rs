@@ -21,7 +21,7 @@ use crate::class::CLASSES;
 use crate::db::Db;
 use crate::doc;
 use crate::error::Failure;
-use crate::session::SESSIONS;
+use crate::session::{self, SESSIONS};
 use crate::user::USERS;
 
 /// How long the database waits for a change before it says that there is none.
@@ -70,8 +70,8 @@ pub(crate) async fn follow(
         None => open_now(&db).await,
     };
     let (stream, place) = opened.map_err(Failure::told_reader)?;
-    let follower =
-        Follower { db, stream: Some(stream), place, lost, teachers: HashMap::new(), classes: HashMap::new() };
+    let (teachers, classes) = (HashMap::new(), HashMap::new());
+    let follower = Follower { db, stream: Some(stream), place, lost, recount: true, teachers, classes };
     Ok(unfold(follower, async |mut follower| follower.next().await.map(|item| (item, follower))))
 }
 
@@ -128,6 +128,8 @@ struct Follower {
     stream: Option<ChangeStream<Document>>,
     place: Place,
     lost: bool,
+    /// Whether sessions began or ended since they were counted.
+    recount: bool,
     teachers: HashMap<ClassId, UserId>,
     classes: HashMap<SessionId, ClassId>,
 }
@@ -167,6 +169,9 @@ impl Follower {
                     if !stream.is_alive() {
                         self.stream = None;
                     } else if asked.elapsed() <= FRESH {
+                        if std::mem::take(&mut self.recount) {
+                            tokio::spawn(count_sessions(Arc::clone(&self.db)));
+                        }
                         return Followed::Alive;
                     }
                 }
@@ -311,6 +316,7 @@ impl Follower {
             return Ok(Told::Changes(Vec::new()));
         }
         let Some(class_id) = self.class_of(session_id).await? else { return Ok(Told::Gap) };
+        self.recount |= entries.iter().any(|entry| matches!(entry.event, Event::Started | Event::Finished(_)));
         if entries.iter().any(|entry| matches!(entry.event, Event::Finished(_))) {
             self.classes.remove(&session_id);
         }
@@ -329,6 +335,13 @@ impl Follower {
             remember(&mut self.classes, session, class);
         }
         Ok(class)
+    }
+}
+
+/// Tells the metrics how many sessions are open. If the database is away now, the next that begins or ends tells it.
+async fn count_sessions(db: Arc<Db>) {
+    if let Ok(open) = session::count_open(&db).await {
+        metrics::gauge!("rollcall_sessions_open").set(open as f64);
     }
 }
 
