@@ -9,8 +9,9 @@ use anyhow::{Context as _, ensure};
 use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 use tempfile::TempDir;
 
-/// Tells the server's id, and waits for a word or for the end of the one who would say it.
+/// Tells the server's id, and waits for a word, for the end of the one who would say it, or for a signal to all.
 const WATCH: &str = r#"
+trap : HUP INT TERM
 folder=$1; shift
 "$@" >/dev/null 2>&1 &
 echo $!
