@@ -4,10 +4,12 @@
 //! more than that is `#[ignore]`d with what it needs, is set up here, and runs because the ignored ones run too.
 
 use std::io::{BufRead as _, BufReader, Write as _};
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 use std::time::Instant;
 
 use anyhow::{Context as _, bail};
+use rollcall_testkit::mongo::ReplicaSet;
+use rollcall_testkit::server::{MONGODB, REPLICAS};
 
 use crate::cargo;
 
@@ -45,16 +47,71 @@ impl Sum {
     }
 }
 
+/// The parts of the contract suite that hold wherever the data is and however many replicas there are. The others are
+/// about one process and its files.
+const CONTRACT: [&str; 14] = [
+    "account::",
+    "class::",
+    "history::",
+    "isolation::",
+    "mark::",
+    "matrix::who",
+    "membership::",
+    "record::",
+    "repeat::",
+    "session::",
+    "since::",
+    "student::",
+    "token::",
+    "order::a_student",
+];
+
 pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     let started = Instant::now();
+    let mut sum = Sum::default();
     let mut command = cargo::cargo();
     // All programs run even if one fails: a failure seldom comes alone.
     command.args(["test", "--workspace", "--no-fail-fast", "--", "--include-ignored"]);
     command.args(&options.filter);
+    let mut failures = run_tests(command, &mut sum)?;
+    if options.filter.is_none() {
+        failures.extend(contract_on_mongodb(&mut sum)?);
+    }
+    let Sum { programs, passed, failed, ignored } = sum;
+    println!(
+        "\ncargo xtask test: {passed} tests passed, {failed} failed, {ignored} ignored, in {programs} test programs \
+         and {:.0?}",
+        started.elapsed()
+    );
+    if !failures.is_empty() {
+        bail!("{}", failures.join("; "));
+    }
+    if passed == 0 {
+        bail!("no test ran");
+    }
+    Ok(())
+}
+
+/// The contract suite again, over MongoDB: one replica, and three with every client at another one.
+fn contract_on_mongodb(sum: &mut Sum) -> anyhow::Result<Vec<String>> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let mongodb = runtime.block_on(ReplicaSet::start(1)).context("a MongoDB to test with")?;
+    let mut failures = Vec::new();
+    for replicas in ["1", "3"] {
+        eprintln!("the contract over {replicas} on MongoDB");
+        let mut command = cargo::cargo();
+        command.args(["test", "--package", "rollcall", "--test", "contract", "--"]).args(CONTRACT);
+        command.env(MONGODB, mongodb.url("{database}")).env(REPLICAS, replicas);
+        failures.extend(run_tests(command, sum)?);
+    }
+    Ok(failures)
+}
+
+/// Runs the tests and passes on what they print. Answers with what failed, if something did.
+fn run_tests(mut command: Command, sum: &mut Sum) -> anyhow::Result<Vec<String>> {
     let shown = cargo::shown(&command);
     eprintln!("$ {shown}");
     let mut child = command.stdout(Stdio::piped()).spawn().with_context(|| format!("cannot run {shown}"))?;
-    let mut sum = Sum::default();
     if let Some(output) = child.stdout.take() {
         let mut output = BufReader::new(output);
         let mut line = Vec::new();
@@ -65,19 +122,7 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
         }
     }
     let status = child.wait()?;
-    let Sum { programs, passed, failed, ignored } = sum;
-    println!(
-        "\ncargo xtask test: {passed} tests passed, {failed} failed, {ignored} ignored, in {programs} test programs \
-         and {:.0?}",
-        started.elapsed()
-    );
-    if !status.success() {
-        bail!("{shown} failed with {status}");
-    }
-    if passed == 0 {
-        bail!("no test ran");
-    }
-    Ok(())
+    Ok(if status.success() { Vec::new() } else { vec![format!("{shown} failed with {status}")] })
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use anyhow::Context as _;
 use reqwest::Method;
@@ -22,6 +22,8 @@ const PASSWORD: &str = "correct horse";
 pub struct Client {
     http: reqwest::Client,
     base: Arc<str>,
+    /// All replicas of which people can be, and how many people there are.
+    replicas: Arc<(Vec<Arc<str>>, AtomicUsize)>,
 }
 
 impl Client {
@@ -33,7 +35,22 @@ impl Client {
             .timeout(PATIENCE)
             .build()
             .expect("a client without TLS needs nothing that could fail");
-        Self { http, base: base.trim_end_matches('/').into() }
+        let base: Arc<str> = base.trim_end_matches('/').into();
+        Self { http, replicas: Arc::new((vec![Arc::clone(&base)], AtomicUsize::new(0))), base }
+    }
+
+    /// The same client, whose people are at these replicas too, in turn.
+    #[must_use]
+    pub fn with_replicas(self, others: impl IntoIterator<Item = String>) -> Self {
+        let bases = std::iter::once(Arc::clone(&self.base)).chain(others.into_iter().map(Arc::from)).collect();
+        Self { replicas: Arc::new((bases, AtomicUsize::new(0))), ..self }
+    }
+
+    /// A client of the next replica.
+    fn next(&self) -> Self {
+        let (bases, people) = &*self.replicas;
+        let base = &bases[people.fetch_add(1, Ordering::Relaxed) % bases.len()];
+        Self { base: Arc::clone(base), ..self.clone() }
     }
 
     /// The base address, without a slash at its end.
@@ -75,8 +92,9 @@ impl Client {
     async fn person(&self, name: &str, role: &str) -> Person {
         let email = unused_email();
         let body = json!({"name": name, "email": email, "password": PASSWORD, "role": role});
-        let data = self.post("/signup", &body).await.data(201);
-        let person = self.log_in(&email, PASSWORD).await;
+        let replica = self.next();
+        let data = replica.post("/signup", &body).await.data(201);
+        let person = replica.log_in(&email, PASSWORD).await;
         Person { id: text(&data, "_id"), name: name.to_owned(), ..person }
     }
 

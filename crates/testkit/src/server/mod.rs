@@ -15,7 +15,7 @@ use std::time::Duration;
 
 pub use client::{Answer, Call, Class, Client, Person, RawHttp, Refused};
 pub use jsonwebtoken::Algorithm;
-pub use process::{Builder, SECRET, Server};
+pub use process::{Builder, MONGODB, REPLICAS, SECRET, Server};
 pub use socket::{Dial, Ended, Frame, Socket};
 pub use token::{claims, signed, unsigned};
 

@@ -17,6 +17,13 @@ use super::until;
 /// The `JWT_SECRET` of spawned servers, so that tests can sign tokens of their own.
 pub const SECRET: &str = "the-testkit-signs-with-this-and-nobody-else-does";
 
+/// Names the MongoDB on which servers are started, instead of a file in their folder: a URL with `{database}` where the
+/// database's name belongs. Each folder gets a database of its own.
+pub const MONGODB: &str = "ROLLCALL_TEST_MONGODB";
+
+/// How many replicas are started for each server, where [`MONGODB`] is set; each new person is at another one.
+pub const REPLICAS: &str = "ROLLCALL_TEST_REPLICAS";
+
 /// What the line on standard output says before the address.
 const LISTENS: &str = "listens on http://";
 
@@ -64,9 +71,20 @@ impl Builder {
             Some(folder) => Arc::clone(folder),
             None => Arc::new(tempfile::tempdir().context("a folder for the server")?),
         };
-        let settings = Self { folder: Some(Arc::clone(&folder)), ..self };
+        let mut settings = Self { folder: Some(Arc::clone(&folder)), ..self };
+        let mut replicas = 1;
+        if let Ok(url) = std::env::var(MONGODB)
+            && !settings.env.contains_key("DB_URL")
+        {
+            settings.env.insert("DB_URL".to_owned(), url.replace("{database}", &database_for(folder.path())));
+            replicas = std::env::var(REPLICAS).ok().and_then(|count| count.parse().ok()).unwrap_or(1);
+        }
         let (process, address) = settings.spawn(folder.path()).await?;
-        Ok(Server { settings, folder, process, address })
+        let mut others = Vec::new();
+        for _ in 1..replicas {
+            others.push(settings.spawn(folder.path()).await?);
+        }
+        Ok(Server { settings, folder, process, address, others })
     }
 
     fn command(&self, folder: &Path) -> Command {
@@ -108,6 +126,12 @@ impl Builder {
     }
 }
 
+/// A database's name for a server's folder: the same again when the server is started again.
+fn database_for(folder: &Path) -> String {
+    let name = folder.file_name().unwrap_or_default().to_string_lossy();
+    format!("t{}_{}", std::process::id(), name.replace(|c: char| !c.is_ascii_alphanumeric(), ""))
+}
+
 fn listens_on(output: &str) -> Option<SocketAddr> {
     let (_, rest) = output.split_once(LISTENS)?;
     // Only a whole line has the whole port.
@@ -122,6 +146,8 @@ pub struct Server {
     folder: Arc<TempDir>,
     process: Process,
     address: SocketAddr,
+    /// Replicas beside this one, on the same database.
+    others: Vec<(Process, SocketAddr)>,
 }
 
 impl Server {
@@ -147,9 +173,10 @@ impl Server {
         format!("http://{}", self.address)
     }
 
-    /// A client of this server.
+    /// A client of this server. Who signs up through it is at another replica each time, if there are several.
     pub fn client(&self) -> Client {
-        Client::new(&self.base())
+        let others = self.others.iter().map(|(_, address)| format!("http://{address}"));
+        Client::new(&self.base()).with_replicas(others)
     }
 
     /// The folder that the server was started in. It outlives the process.
