@@ -16,6 +16,7 @@ mod sockets;
 mod table;
 mod world;
 
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -42,6 +43,10 @@ const NAMES: [(&str, Measure); 9] = [
     ("growth", rows::growth::growth),
 ];
 
+/// Between these stands the recorded table.
+const RECORD_BEGIN: &str = "<!-- recorded by `cargo xtask bench --record` -->";
+const RECORD_END: &str = "<!-- end of the record -->";
+
 #[derive(clap::Args)]
 pub(crate) struct Options {
     /// Only these parts of the table; may be given several times
@@ -50,6 +55,9 @@ pub(crate) struct Options {
     /// Shorter and fewer turns: to see that it works, not for figures
     #[arg(long)]
     quick: bool,
+    /// Write the table into docs/benchmarks.md
+    #[arg(long, conflicts_with_all = ["only", "quick"])]
+    record: bool,
     /// The release build is there and this is part of it
     #[arg(long, hide = true)]
     built: bool,
@@ -97,10 +105,23 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
             rows.extend(measure(&bench).with_context(|| format!("{name} could not be measured"))?);
         }
     }
-    println!("{}\n", machine::describe(&folder)?);
-    println!("{}", table::render(&rows));
+    let (machine, table) = (machine::describe(&folder)?, table::render(&rows));
+    println!("{machine}\n\n{table}");
     println!("\nMeasured in {:.0?}{}.", started.elapsed(), if bench.quick { ", quickly: not for figures" } else { "" });
+    if options.record {
+        record(&machine, &table)?;
+    }
     Ok(())
+}
+
+/// Puts the table of this run into the place of the last one that was recorded.
+fn record(machine: &str, table: &str) -> anyhow::Result<()> {
+    let path = cargo::root().join("docs/benchmarks.md");
+    let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+    let (before, rest) = text.split_once(RECORD_BEGIN).context("the place where the table begins")?;
+    let (_, after) = rest.split_once(RECORD_END).context("the place where the table ends")?;
+    let text = format!("{before}{RECORD_BEGIN}\n\nMeasured on {machine}.\n\n{table}\n\n{RECORD_END}{after}");
+    fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))
 }
 
 /// Builds the server and this program in release mode and goes on there.

@@ -15,7 +15,7 @@ const BURST: usize = 50;
 
 /// A server or a reference with everybody connected; the first socket is the teacher's.
 struct Side {
-    _process: Process,
+    process: Process,
     _database: Option<Database>,
     sockets: Sockets,
 }
@@ -27,13 +27,13 @@ impl Side {
         start_session(process.address(), class)?;
         let people = std::iter::once(class.teacher).chain(class.students());
         let sockets = Sockets::open(process.address(), people.map(crate::bench::world::Person::token), 1)?;
-        Ok(Self { _process: process, _database: Some(database), sockets })
+        Ok(Self { process, _database: Some(database), sockets })
     }
 
     fn reference(students: usize) -> anyhow::Result<Self> {
         let process = Process::reference(&["sockets"])?;
         let sockets = Sockets::open(process.address(), (0..=students).map(|_| Ok(String::new())), 1)?;
-        Ok(Self { _process: process, _database: None, sockets })
+        Ok(Self { process, _database: None, sockets })
     }
 
     /// Frames that reach everybody, one after another; how long each took to the last.
@@ -97,13 +97,19 @@ pub(crate) fn hall_5000(bench: &Bench) -> anyhow::Result<Vec<Row>> {
 fn one_after_another(bench: &Bench, hall: &mut Hall, marks: usize) -> anyhow::Result<Vec<Row>> {
     let mut rates = [Vec::new(), Vec::new()];
     let mut times = [Vec::new(), Vec::new()];
+    let mut costs = [Vec::new(), Vec::new()];
     for _ in 0..bench.turns() {
+        let hearers = hall.hearers();
         let (marks, frames) = hall.next(bench.amount(marks));
-        let turns = [hall.server.one_by_one(marks.into_iter())?, hall.reference.one_by_one(frames.into_iter())?];
-        for ((turn, rates), times) in turns.into_iter().zip(&mut rates).zip(&mut times) {
-            let total: Duration = turn.iter().sum();
-            rates.push(turn.len() as f64 * hall.hearers() / total.as_secs_f64());
-            times.extend(turn);
+        let sides = [(&mut hall.server, marks), (&mut hall.reference, frames)];
+        for (at, (side, frames)) in sides.into_iter().enumerate() {
+            let before = side.process.processor_time()?;
+            let turn = side.one_by_one(frames.into_iter())?;
+            let used = side.process.processor_time()?.saturating_sub(before);
+            let deliveries = turn.len() as f64 * hearers;
+            rates[at].push(deliveries / turn.iter().sum::<Duration>().as_secs_f64());
+            costs[at].push(used.as_secs_f64() / deliveries);
+            times[at].extend(turn);
         }
     }
     let [figure, reference] = rates.map(median);
@@ -116,8 +122,13 @@ fn one_after_another(bench: &Bench, hall: &mut Hall, marks: usize) -> anyhow::Re
             .reference(time(reference))
             .ratio(figure.as_secs_f64() / reference.as_secs_f64())
     };
+    let [own, bare] = costs.map(median);
     Ok(vec![
         Row::rate(what, "deliveries", figure, reference, 0.8),
+        Row::new("… processor time of the server for each delivery")
+            .figure(time(Duration::from_secs_f64(own)))
+            .reference(time(Duration::from_secs_f64(bare)))
+            .ratio(own / bare),
         latency("median", 0.5),
         latency("99th percentile", 0.99),
     ])
