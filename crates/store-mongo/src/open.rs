@@ -3,7 +3,7 @@
 //! Everything here may happen in several replicas at once. An existing database is only added to: indexes, and
 //! `emailKey` in accounts that have none.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::TryStreamExt;
 use mongodb::bson::{Bson, Document, doc};
@@ -14,8 +14,8 @@ use mongodb::options::{
 use mongodb::{Client, Collection, IndexModel};
 use rollcall_core::user::EmailKey;
 
-use crate::db::{Db, write_concern};
-use crate::error::{OpenError, is_duplicate};
+use crate::db::{Db, PAUSE, write_concern};
+use crate::error::{Failure, OpenError, is_duplicate};
 
 /// The database that is used when the address names none.
 const USUAL: &str = "rollcall";
@@ -26,23 +26,58 @@ const OPENING: Duration = Duration::from_mins(5);
 /// How long the driver looks for a primary.
 const SELECTION: Duration = Duration::from_secs(3);
 
+/// How long opening waits for a replica set whose members answer but that has no primary, or one that steps down.
+const ELECTION: Duration = Duration::from_secs(30);
+
 /// Opens the database that `url` names, and brings it up to date if `prepare`.
 pub(crate) async fn open(url: &str, prepare: bool) -> Result<Db, OpenError> {
     let opening = async {
         let named = ConnectionString::parse(url).map_err(|error| address(url, &error))?.default_database;
         let client = Client::with_options(options(url).await?).map_err(|error| address(url, &error))?;
-        check_kind(&client).await?;
-        let name = match named {
-            Some(name) if !name.is_empty() => name,
-            _ => usual_database(&client).await?,
-        };
-        let db = Db::new(client, &name);
-        if prepare {
-            prepare_collections(&db).await.map_err(OpenError::Database)?;
+        let name = named.filter(|name| !name.is_empty());
+        let began = Instant::now();
+        let mut told = false;
+        loop {
+            let error = match open_once(&client, name.as_deref(), prepare).await {
+                Err(OpenError::Database(error)) if prepare && began.elapsed() < ELECTION && passes(&error) => error,
+                outcome => return outcome,
+            };
+            if !has_members(&client).await {
+                return Err(OpenError::Database(error));
+            }
+            if !told {
+                tracing::warn!(%error, "MongoDB has no primary that can be used; waiting for one");
+                told = true;
+            }
+            tokio::time::sleep(PAUSE).await;
         }
-        Ok(db)
     };
     tokio::time::timeout(OPENING, opening).await.unwrap_or(Err(OpenError::Silent))
+}
+
+async fn open_once(client: &Client, name: Option<&str>, prepare: bool) -> Result<Db, OpenError> {
+    check_kind(client).await?;
+    let name = match name {
+        Some(name) => name.to_owned(),
+        None => usual_database(client).await?,
+    };
+    let db = Db::new(client.clone(), &name);
+    if prepare {
+        prepare_collections(&db).await.map_err(OpenError::Database)?;
+    }
+    Ok(db)
+}
+
+/// Whether the error says something of the moment only. All that opening does can be done again.
+fn passes(error: &Error) -> bool {
+    !matches!(&*error.kind, ErrorKind::Authentication { .. })
+        && !matches!(Failure::of(error.clone()), Failure::Refused(_))
+}
+
+/// Whether any member answers, primary or not.
+async fn has_members(client: &Client) -> bool {
+    let anyone = SelectionCriteria::ReadPreference(ReadPreference::Nearest { options: None });
+    client.database("admin").run_command(doc! { "hello": 1 }).selection_criteria(anyone).await.is_ok()
 }
 
 /// The driver's words about the address, unless they hold a secret of it.

@@ -274,3 +274,23 @@ async fn a_database_that_is_away_is_told_soon() {
     assert!(!format!("{error} {error:?}").contains("s3cret"));
     assert!(asked.elapsed() < std::time::Duration::from_secs(10));
 }
+
+/// While the members elect a primary a store that is opened waits for it: a replica may start at any time.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs MongoDB: cargo xtask test"]
+async fn opening_waits_for_a_primary() {
+    let set = ReplicaSet::start(3).await.unwrap();
+    let primary = set.primary().await.unwrap();
+    let (other, left) = ((primary + 1) % 3, (primary + 2) % 3);
+    set.pause(primary).unwrap();
+    set.pause(other).unwrap();
+    let url = set.url("election");
+    let opening = connect(&url);
+    let mut opening = std::pin::pin!(opening);
+    // Longer than the driver looks for a primary.
+    let early = tokio::time::timeout(std::time::Duration::from_secs(5), &mut opening).await;
+    assert!(early.is_err(), "member {left} alone is enough: {:?}", early.map(|opened| opened.map(drop)));
+    set.resume(other).unwrap();
+    set.resume(primary).unwrap();
+    opening.await.unwrap();
+}
