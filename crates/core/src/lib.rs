@@ -3,6 +3,7 @@
 //! * [`user`], [`class`], [`session`], [`record`]: the nouns, as validated types. A value of such a type is valid.
 //! * [`policy`]: who may do what. It alone makes a [`policy::Teacher`] or a [`policy::Student`] out of an account.
 //! * [`store`]: the port to the database, and [`store::Change`], the stream of what it committed.
+//! * [`transfer`]: the port for a database taken as a whole, to be carried into another store.
 //! * [`service`]: the verbs. Both doors (HTTP and WebSocket) call these and nothing else.
 //! * [`error`]: the one error that services answer with.
 //!
@@ -20,6 +21,7 @@ pub mod service;
 pub mod session;
 pub mod store;
 pub mod time;
+pub mod transfer;
 pub mod user;
 
 pub use error::{Error, FieldError};

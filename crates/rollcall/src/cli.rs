@@ -30,7 +30,9 @@ Examples:
   rollcall doctor
       Check the configuration, the database, the disk and the clock, and say what to do
   rollcall backup /backups/rollcall-monday.db
-      Copy the database while the server runs";
+      Copy the database while the server runs
+  rollcall copy sqlite://data/rollcall.db sqlite:///mnt/new/rollcall.db
+      Copy the whole database into another, check it, and compare the two";
 
 /// What was asked for on the command line.
 #[derive(Debug, Parser)]
@@ -63,6 +65,23 @@ pub(crate) enum Command {
     Backup {
         /// The file to make; it must not exist yet
         file: PathBuf,
+    },
+    /// Copy a whole database into an empty one, such as to move to another kind of database
+    ///
+    /// Accounts with their passwords, classes, sessions with their logs, and records. No server may use either of the
+    /// two meanwhile. A copy that was interrupted goes on when the same command is run again; until it is complete and
+    /// was compared with its source, no server takes it. A URL with a password in it is better given by the environment
+    /// (`FROM_URL`, `TO_URL`): other users of the machine can see the command line.
+    Copy {
+        /// The database to read, such as `sqlite://data/rollcall.db`
+        #[arg(env = "FROM_URL", hide_env_values = true, value_name = "FROM_URL")]
+        from: String,
+        /// The database to fill; empty, or not there yet
+        #[arg(env = "TO_URL", hide_env_values = true, value_name = "TO_URL")]
+        to: String,
+        /// Leave out what breaks the rules in the source, instead of stopping before anything is copied
+        #[arg(long)]
+        leave_out_broken: bool,
     },
     /// Print the OpenAPI document of the HTTP API as JSON
     Openapi,
@@ -148,7 +167,7 @@ fn hide_unused(command: &mut clap::Command) {
         return;
     }
     let used = |id: &str| match name.as_str() {
-        "openapi" => false,
+        "openapi" | "copy" => false,
         "healthcheck" => id == "LISTEN_ADDR",
         "backup" => id == "DB_URL",
         _ => id == "DB_URL" || id == "BCRYPT_COST",

@@ -250,7 +250,7 @@ fn masked_code(text: &str) -> String {
 }
 
 /// A database's URL without what stands before an `@`, which is a password.
-fn shown_url(text: &str) -> String {
+pub(crate) fn shown_url(text: &str) -> String {
     match text.rsplit_once('@') {
         Some((before, after)) => {
             let scheme = before.split_once("://").map(|(scheme, _)| format!("{scheme}://")).unwrap_or_default();
@@ -271,7 +271,7 @@ fn is_mongodb(text: &str) -> bool {
 
 /// The database that a URL names, or what would be right.
 #[cfg(feature = "mongodb")]
-fn any_database(text: &str) -> Result<Database, String> {
+pub(crate) fn any_database(text: &str) -> Result<Database, String> {
     if is_mongodb(text) {
         return Ok(Database::Mongo(text.into()));
     }
@@ -279,8 +279,9 @@ fn any_database(text: &str) -> Result<Database, String> {
     database(text).map(Database::File).map_err(also)
 }
 
+/// The database that a URL names, or what would be right.
 #[cfg(not(feature = "mongodb"))]
-fn any_database(text: &str) -> Result<Database, String> {
+pub(crate) fn any_database(text: &str) -> Result<Database, String> {
     database(text).map(Database::File)
 }
 

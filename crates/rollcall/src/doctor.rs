@@ -187,6 +187,9 @@ fn database(path: &Path) -> Finding {
             "{shown} is damaged ({}). Stop the server, keep a copy of the file, and put your last backup in its place",
             found.damage.join("; ")
         )),
+        Ok(found) if found.unfinished_copy => Broken(format!(
+            "{shown} is an unfinished copy of another database. Run the same `rollcall copy` again to finish it, or remove it"
+        )),
         Ok(found) if found.schema > found.known_schema => Broken(format!(
             "{shown} has schema {}, and this program knows {} at most. Start the newer version of Rollcall",
             found.schema, found.known_schema

@@ -2,18 +2,20 @@
 //!
 //! * [`settings`] collects text from flags, the environment and `.env`; [`config`] makes validated types of it.
 //! * [`database`] chooses the adapter; [`lifecycle`] joins the adapters to the services and serves; [`connection`] and [`listener`] are its HTTP side.
-//! * [`users`], [`doctor`], [`healthcheck`] are commands beside the server.
+//! * [`users`], [`copy`], [`doctor`], [`healthcheck`] are commands beside the server.
 //! * [`passwords`], [`system`], [`secret_file`], [`telemetry`] are what the operating system is asked for.
 
 mod cli;
 mod config;
 mod connection;
+mod copy;
 mod database;
 mod doctor;
 mod healthcheck;
 mod lifecycle;
 mod listener;
 mod passwords;
+mod progress;
 mod secret_file;
 mod settings;
 mod system;
@@ -78,6 +80,10 @@ fn execute(command: Command, flags: Flags) -> anyhow::Result<ExitCode> {
             runtime.block_on(users::run(action, &database, cost))?;
         }
         Command::Backup { file } => backup(&Config::database(&Settings::of_process(flags)?)?, &file)?,
+        Command::Copy { from, to, leave_out_broken } => {
+            let (from, to) = (copy::place("FROM_URL", &from)?, copy::place("TO_URL", &to)?);
+            return copy::run(&from, &to, leave_out_broken);
+        }
         Command::Openapi => {
             let document = rollcall_api::openapi().to_pretty_json().context("the document cannot be written")?;
             writeln!(io::stdout(), "{document}")?;

@@ -22,6 +22,7 @@ macro_rules! select {
         )
     };
 }
+pub(crate) use select;
 
 #[async_trait]
 impl Classes for SqliteStore {
@@ -153,7 +154,7 @@ pub(crate) fn is_enrolled(connection: &Connection, class: ClassId, student: User
         .exists([class.bytes(), student.bytes()])
 }
 
-fn with_students(connection: &Connection, class: Class) -> rusqlite::Result<ClassWithStudents> {
+pub(crate) fn with_students(connection: &Connection, class: Class) -> rusqlite::Result<ClassWithStudents> {
     Ok(ClassWithStudents { student_ids: student_ids(connection, class.id)?, class })
 }
 
@@ -166,7 +167,12 @@ fn told(class: &Class) -> Change {
 }
 
 fn insert(tx: &mut Tx<'_>, class: &Class) -> rusqlite::Result<()> {
-    tx.connection()
+    insert_row(tx.connection(), class)?;
+    tx.tell(told(class))
+}
+
+pub(crate) fn insert_row(connection: &Connection, class: &Class) -> rusqlite::Result<()> {
+    connection
         .prepare_cached("INSERT INTO classes (id, name, teacher_id, archived, created_at) VALUES (?1, ?2, ?3, ?4, ?5)")?
         .execute(params![
             class.id.bytes(),
@@ -174,8 +180,8 @@ fn insert(tx: &mut Tx<'_>, class: &Class) -> rusqlite::Result<()> {
             class.teacher_id.bytes(),
             class.archived,
             class.created_at.millis(),
-        ])?;
-    tx.tell(told(class))
+        ])
+        .map(drop)
 }
 
 fn rename(tx: &mut Tx<'_>, id: ClassId, name: ClassName) -> rusqlite::Result<ClassChanged> {
@@ -205,11 +211,7 @@ fn enrol(tx: &mut Tx<'_>, id: ClassId, student_id: UserId, origin: Origin) -> ru
     let Some(class) = find_active(tx.connection(), id)? else { return Ok(ClassChanged::NoClass) };
     // The session's roster is read from the same table: it must be known before that changes.
     let session = tx.take_open(id)?;
-    let enrolled = tx
-        .connection()
-        .prepare_cached("INSERT INTO enrolments (class_id, student_id) VALUES (?1, ?2) ON CONFLICT DO NOTHING")?
-        .execute([id.bytes(), student_id.bytes()])?;
-    if enrolled > 0 {
+    if insert_enrolment(tx.connection(), id, student_id)? {
         tx.tell(Change::Enrolment { class_id: id, student_id, enrolled: true })?;
     }
     if let Some(mut session) = session {
@@ -219,6 +221,14 @@ fn enrol(tx: &mut Tx<'_>, id: ClassId, student_id: UserId, origin: Origin) -> ru
         tx.keep_open(session);
     }
     now(tx, class)
+}
+
+/// Writes the student behind those who are in the class, unless already in it: `false`.
+pub(crate) fn insert_enrolment(connection: &Connection, class: ClassId, student: UserId) -> rusqlite::Result<bool> {
+    let enrolled = connection
+        .prepare_cached("INSERT INTO enrolments (class_id, student_id) VALUES (?1, ?2) ON CONFLICT DO NOTHING")?
+        .execute([class.bytes(), student.bytes()])?;
+    Ok(enrolled > 0)
 }
 
 fn remove_student(tx: &mut Tx<'_>, id: ClassId, student_id: UserId, origin: Origin) -> rusqlite::Result<ClassChanged> {
@@ -240,7 +250,8 @@ fn remove_student(tx: &mut Tx<'_>, id: ClassId, student_id: UserId, origin: Orig
     now(tx, class)
 }
 
-fn class(row: &Row<'_>) -> rusqlite::Result<Class> {
+/// Reads what [`select`] names.
+pub(crate) fn class(row: &Row<'_>) -> rusqlite::Result<Class> {
     let mut columns = Columns::new(row);
     Ok(Class {
         id: columns.id()?,

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use crate::SqliteStore;
 use crate::error::OpenError;
-use crate::file;
+use crate::{file, transfer};
 
 /// The state of a database file.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -19,6 +19,8 @@ pub struct Report {
     pub log_bytes: u64,
     /// What SQLite's quick check found wrong; empty when nothing is.
     pub damage: Vec<String>,
+    /// Whether it is an unfinished copy of another database, which cannot be served.
+    pub unfinished_copy: bool,
     /// How much room its folder has left in bytes, where the system says so.
     pub free_bytes: Option<u64>,
 }
@@ -37,12 +39,16 @@ impl SqliteStore {
         };
         let mut damage = check().map_err(sqlite)?;
         damage.retain(|line| line != "ok");
+        let schema = file::schema_version(&connection).map_err(sqlite)?;
+        // Older files, and those of newer programs, may have no place where it would be said.
+        let known = schema == file::known_schema();
         Ok(Report {
-            schema: file::schema_version(&connection).map_err(sqlite)?,
+            schema,
             known_schema: file::known_schema(),
             file_bytes,
             log_bytes: size(&file::beside(path, "-wal")).unwrap_or(0),
             damage,
+            unfinished_copy: known && transfer::marker(&connection).map_err(sqlite)?.is_some(),
             free_bytes: free_bytes(path),
         })
     }

@@ -22,6 +22,14 @@ pub enum OpenError {
         /// The database.
         path: PathBuf,
     },
+    /// The file was being filled from another database, and is not complete.
+    #[error(
+        "{path} is an unfinished copy of another database; run the same `rollcall copy` again to finish it, or remove it"
+    )]
+    UnfinishedCopy {
+        /// The database.
+        path: PathBuf,
+    },
     /// The file was made by a later version of Rollcall.
     #[error(
         "{path} was made by a newer Rollcall (schema {found}, this one knows {known}); start that version or a newer one"

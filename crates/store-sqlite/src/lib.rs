@@ -5,6 +5,7 @@
 //! * `writer` is the one thread that writes, `tx` what a command finds there.
 //! * `reader` are the threads that read.
 //! * `stream` tells what was committed.
+//! * `transfer` is the file as a whole, for `rollcall copy`.
 //! * `file` opens the file and brings its schema up to date; a schema change is a new file in `migrations/`.
 //!
 //! To add a method of the port, put its statements into the noun's file: a read goes to `self.readers`, a write is a
@@ -24,6 +25,7 @@ mod session;
 mod stream;
 #[cfg(test)]
 mod tests;
+mod transfer;
 mod tx;
 mod user;
 mod writer;
@@ -40,6 +42,7 @@ use rollcall_core::time::Clock;
 pub use backup::BackupError;
 pub use doctor::Report;
 pub use error::OpenError;
+pub use transfer::SqliteTransfer;
 
 use crate::error::Gone;
 use crate::reader::Readers;
@@ -76,6 +79,7 @@ impl SqliteStore {
             OpenMode::Tool => None,
         };
         let connection = file::open_writer(&path)?;
+        transfer::refuse_unfinished(&path, &connection)?;
         let readers = Arc::new(Readers::start(&path)?);
         let writer = Writer::start(connection, lock)?;
         Ok(Arc::new(Self { writer, readers, clock }))

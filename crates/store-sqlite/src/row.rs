@@ -4,7 +4,7 @@ use std::error::Error;
 use std::str::FromStr;
 use std::sync::Arc;
 
-use rollcall_core::id::{ClassId, SessionId, UserId};
+use rollcall_core::id::{ClassId, ObjectId, SessionId, UserId};
 use rollcall_core::session::Revision;
 use rollcall_core::time::Timestamp;
 use rusqlite::Row;
@@ -25,7 +25,7 @@ macro_rules! keys {
     )+};
 }
 
-keys!(UserId, ClassId, SessionId);
+keys!(ObjectId, UserId, ClassId, SessionId);
 
 /// Reads columns of one row in their order.
 pub(crate) struct Columns<'a, 'stmt> {

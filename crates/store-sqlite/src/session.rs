@@ -37,6 +37,7 @@ macro_rules! select {
         )
     };
 }
+pub(crate) use select;
 
 #[async_trait]
 impl Sessions for SqliteStore {
@@ -169,7 +170,8 @@ pub(crate) fn count_open(connection: &Connection) -> rusqlite::Result<u64> {
         .query_row([], |row| Columns::new(row).sequence())
 }
 
-fn info(row: &Row<'_>) -> rusqlite::Result<SessionInfo> {
+/// Reads what [`select`] names.
+pub(crate) fn info(row: &Row<'_>) -> rusqlite::Result<SessionInfo> {
     let mut columns = Columns::new(row);
     Ok(SessionInfo {
         id: columns.id()?,
@@ -240,11 +242,19 @@ fn kind(event: &Event) -> &'static str {
     }
 }
 
-fn by(actor: Actor) -> Option<[u8; 12]> {
+pub(crate) fn by(actor: Actor) -> Option<[u8; 12]> {
     match actor {
         Actor::User(id) => Some(id.bytes()),
         Actor::System => None,
     }
+}
+
+/// Everything that happened in a session, by revision.
+pub(crate) fn whole_log(connection: &Connection, id: SessionId) -> rusqlite::Result<Vec<LogEntry>> {
+    connection
+        .prepare_cached(concat!("SELECT ", log_columns!(), " FROM log WHERE session_id = ?1 ORDER BY revision"))?
+        .query_map([id.bytes()], |row| entry(&mut Columns::new(row)))?
+        .collect()
 }
 
 /// Writes an entry at a place of the committed stream.
@@ -292,7 +302,8 @@ pub(crate) fn insert_entry(
         .map(drop)
 }
 
-fn marks(connection: &Connection, id: SessionId) -> rusqlite::Result<Vec<(UserId, Mark)>> {
+/// The marks of a session, by student.
+pub(crate) fn marks(connection: &Connection, id: SessionId) -> rusqlite::Result<Vec<(UserId, Mark)>> {
     connection
         .prepare_cached("SELECT student_id, status, at, revision FROM marks WHERE session_id = ?1 ORDER BY student_id")?
         .query_map([id.bytes()], |row| {
@@ -485,7 +496,8 @@ fn obey(tx: &mut Tx<'_>, target: Target, command: Command, origin: Origin) -> ru
     let outcome = match decided {
         Ok(entry) => {
             if let Event::Marked { student_id, new, .. } = &entry.event {
-                write_mark(tx.connection(), session.info().id, *student_id, *new, &entry)?;
+                let mark = Mark { status: *new, at: entry.origin.at, revision: entry.revision };
+                write_mark(tx.connection(), session.info().id, *student_id, mark)?;
             }
             Outcome::Done(append(tx, &session, entry)?)
         }
@@ -495,12 +507,11 @@ fn obey(tx: &mut Tx<'_>, target: Target, command: Command, origin: Origin) -> ru
     Ok(outcome)
 }
 
-fn write_mark(
+pub(crate) fn write_mark(
     connection: &Connection,
     session: SessionId,
     student: UserId,
-    status: Status,
-    entry: &LogEntry,
+    mark: Mark,
 ) -> rusqlite::Result<()> {
     connection
         .prepare_cached(
@@ -511,9 +522,9 @@ fn write_mark(
         .execute(params![
             session.bytes(),
             student.bytes(),
-            status.as_str(),
-            entry.origin.at.millis(),
-            integer(entry.revision.0),
+            mark.status.as_str(),
+            mark.at.millis(),
+            integer(mark.revision.0),
         ])
         .map(drop)
 }

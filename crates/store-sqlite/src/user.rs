@@ -15,6 +15,7 @@ macro_rules! select {
         concat!("SELECT id, name, email, role, password_hash, token_version, disabled, created_at FROM users ", $rest)
     };
 }
+pub(crate) use select;
 
 #[async_trait]
 impl Users for SqliteStore {
@@ -73,13 +74,21 @@ fn after(page: Page<UserId>) -> [u8; 12] {
     page.after.unwrap_or(UserId::NOTHING).bytes()
 }
 
-fn find(connection: &Connection, id: UserId) -> rusqlite::Result<Option<Account>> {
+pub(crate) fn find(connection: &Connection, id: UserId) -> rusqlite::Result<Option<Account>> {
     connection.prepare_cached(select!("WHERE id = ?1"))?.query_row([id.bytes()], account).optional()
 }
 
 fn insert(tx: &mut Tx<'_>, account: &Account) -> rusqlite::Result<Inserted> {
-    let inserted = tx
-        .connection()
+    if !insert_row(tx.connection(), account)? {
+        return Ok(Inserted::EmailExists);
+    }
+    tx.tell(Change::Account(account.id))?;
+    Ok(Inserted::Created)
+}
+
+/// Writes the account, unless its address is another's: `false`.
+pub(crate) fn insert_row(connection: &Connection, account: &Account) -> rusqlite::Result<bool> {
+    let inserted = connection
         .prepare_cached(
             "INSERT INTO users
                  (id, name, email, email_key, role, password_hash, token_version, disabled, created_at)
@@ -96,11 +105,7 @@ fn insert(tx: &mut Tx<'_>, account: &Account) -> rusqlite::Result<Inserted> {
             account.disabled,
             account.created_at.millis(),
         ])?;
-    if inserted == 0 {
-        return Ok(Inserted::EmailExists);
-    }
-    tx.tell(Change::Account(account.id))?;
-    Ok(Inserted::Created)
+    Ok(inserted > 0)
 }
 
 fn apply(tx: &mut Tx<'_>, id: UserId, change: AccountChange) -> rusqlite::Result<Option<Account>> {
@@ -120,7 +125,8 @@ fn apply(tx: &mut Tx<'_>, id: UserId, change: AccountChange) -> rusqlite::Result
     Ok(Some(account))
 }
 
-fn account(row: &Row<'_>) -> rusqlite::Result<Account> {
+/// Reads what [`select`] names.
+pub(crate) fn account(row: &Row<'_>) -> rusqlite::Result<Account> {
     let mut columns = Columns::new(row);
     Ok(Account {
         id: columns.id()?,

@@ -9,6 +9,7 @@ mod account;
 mod bad_input;
 mod class;
 mod command_line;
+mod copy;
 mod history;
 mod isolation;
 mod lifecycle;
