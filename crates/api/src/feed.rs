@@ -147,7 +147,8 @@ impl Api {
         let end = Page { after: Some(Revision(info.revision.0.saturating_sub(1))), limit: 1 };
         for entry in answered(|| self.services.store.log(session_id, None, end)).await? {
             let change = SessionChange { session_id, class_id, entry };
-            let message = protocol::change(&change, None).map(|frame| Message { frame, variant: None });
+            let variant = self.named.variant_for(&change);
+            let message = protocol::change(&change, None).map(|frame| Message { frame, variant });
             publications.push((class_id.bytes(), change.entry.revision.0, message));
         }
         Ok(())

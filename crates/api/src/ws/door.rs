@@ -1,6 +1,5 @@
 //! The WebSocket door: one frame in, one service call, the answer in its place.
 
-use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,14 +9,15 @@ use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
 use rollcall_core::policy::Member;
 use rollcall_core::service::Pending;
-use rollcall_core::session::{Actor, Command, Door as Way, OperationId};
-use rollcall_core::store::SessionChange;
+use rollcall_core::session::{Command, Door as Way, OperationId};
+use rollcall_core::store::Target;
 use rollcall_core::user::Role;
 use rollcall_core::{ClassId, Error, UserId};
-use rollcall_realtime::{Connection, ConnectionId, Frame, Handled, Handler, Incoming, close};
+use rollcall_realtime::{Connection, Frame, Handled, Handler, Incoming, close};
 use serde_json::Value;
 
 use super::Seat;
+use super::named::Named;
 use super::protocol::{self, Malformed, Request};
 use crate::Api;
 use crate::error::{log_failure, socket_text};
@@ -30,50 +30,6 @@ const UNKNOWN_AFTER: Duration = Duration::from_secs(5);
 const SECOND: Duration = Duration::from_secs(1);
 /// How often a client may be told that it sends too much before it is closed, and once more every second.
 const PATIENCE: u32 = 100;
-
-/// Commands whose sender named them and that are not answered yet, so that the frame which tells the class of one
-/// tells its sender which one.
-#[derive(Default)]
-pub(crate) struct NamedCommands(Mutex<HashMap<CommandName, (ConnectionId, Value)>>);
-
-/// Names are each user's own.
-type CommandName = (UserId, Arc<str>);
-
-impl NamedCommands {
-    /// The frame for the one connection that asked for what happened.
-    pub(crate) fn variant_for(&self, change: &SessionChange) -> Option<(ConnectionId, Frame)> {
-        let origin = &change.entry.origin;
-        let (Actor::User(user), OperationId::Client(name)) = (origin.by, &origin.operation) else { return None };
-        let named = self.0.lock();
-        let (connection, request_id) = named.get(&(user, Arc::clone(name)))?;
-        Some((*connection, protocol::change(change, Some(request_id))?))
-    }
-}
-
-/// Keeps a command's name as long as its answer is open.
-struct Named {
-    api: Arc<Api>,
-    key: CommandName,
-    connection: ConnectionId,
-}
-
-impl Named {
-    fn new(door: &Door, connection: ConnectionId, operation: &OperationId, request_id: &Value) -> Self {
-        let key = (door.user, Arc::from(operation.as_str()));
-        // The newest sender is the one that still listens.
-        door.api.named.0.lock().insert(key.clone(), (connection, request_id.clone()));
-        Self { api: Arc::clone(&door.api), key, connection }
-    }
-}
-
-impl Drop for Named {
-    fn drop(&mut self) {
-        let mut named = self.api.named.0.lock();
-        if named.get(&self.key).is_some_and(|(connection, _)| *connection == self.connection) {
-            named.remove(&self.key);
-        }
-    }
-}
 
 /// How fast a client sends.
 #[derive(Default)]
@@ -154,45 +110,52 @@ impl Door {
             Ok(command) => command,
             Err(malformed) => return answer(protocol::error(malformed.text(), request_id)),
         };
-        // Named before it can be committed: the feed may be faster than this task.
-        let named =
-            operation.as_ref().zip(request_id).map(|(operation, id)| Named::new(self, connection.id(), operation, id));
         let attendance = &self.api.services.attendance;
         let origin = attendance.origin(self.user, Way::WebSocket, self.address, operation);
+        let named = request_id.map(|id| {
+            let target = class.map_or(Target::OpenedBy(self.user), Target::Class);
+            let (command, origin) = (command.clone(), origin.clone());
+            Named::new(&self.api, connection.id(), self.user, id.clone(), target, command, origin)
+        });
         match attendance.submit(teacher, class, command, origin).await {
             Ok(pending) => {
                 let door = Arc::clone(self);
                 let request_id = request_id.cloned();
-                Handled::Reply(Box::pin(async move {
-                    let reply = door.outcome(&connection, pending, request_id.as_ref()).await;
-                    drop(named);
-                    reply
-                }))
+                Handled::Reply(Box::pin(
+                    async move { door.outcome(&connection, pending, named, request_id.as_ref()).await },
+                ))
             }
             Err(error) => answer(failure(&error, request_id)),
         }
     }
 
-    /// Waits for what became of a command. What was done is told to the whole class, its sender among them; only a
-    /// refusal, or a command that had been done before, has an answer of its own. Either follows all that it saw.
+    /// Waits for what became of a command. What was done is told to the whole class, its sender among them; a refusal,
+    /// and a named command of which the sender was not told by its name, have an answer of their own: because it
+    /// had been done before, or because only what it left could be told. Either follows all that it saw.
     async fn outcome(
         &self,
         connection: &Connection,
         mut pending: Pending,
+        named: Option<Named>,
         request_id: Option<&Value>,
     ) -> Option<Frame> {
+        // The committed stream may be faster than the store's own answer.
+        let is_told = || named.as_ref().is_some_and(Named::is_told);
         let outcome = if let Ok(outcome) = tokio::time::timeout(UNKNOWN_AFTER, &mut pending).await {
             outcome
         } else {
-            connection.send(protocol::error("Outcome unknown, still checking", request_id));
+            if !is_told() {
+                connection.send(protocol::error("Outcome unknown, still checking", request_id));
+            }
             pending.await
         };
         match outcome {
             Ok(committed) => {
                 let change = &committed.change;
                 self.reached(connection, change.class_id, change.entry.revision.0).await;
-                if committed.repeated { protocol::change(change, request_id) } else { None }
+                named.as_ref()?.answer(change)
             }
+            Err(_) if is_told() => None,
             Err(error) => {
                 if let Some(seen) = error.seen() {
                     self.reached(connection, seen.class_id, seen.revision.0).await;

@@ -1,9 +1,10 @@
 //! The WebSocket door: who may open a socket, what it hears, and what it missed.
 
 mod door;
+mod named;
 pub(crate) mod protocol;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,14 +19,14 @@ use rollcall_core::store::SessionChange;
 use rollcall_core::user::Role;
 use rollcall_core::{ClassId, Error, UserId};
 use rollcall_realtime::{
-    Close, Connection, Registration, Socket, SocketConfig, Tier, Upgrade, UpgradeRejection, close,
+    Close, Connection, Frame, Registration, Socket, SocketConfig, Tier, Upgrade, UpgradeRejection, close,
 };
 use serde::Deserialize;
 use utoipa::IntoParams;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-pub(crate) use door::NamedCommands;
+pub(crate) use named::NamedCommands;
 
 use self::door::Door;
 use crate::Api;
@@ -288,11 +289,11 @@ impl Api {
                 Ok(missed) => missed,
                 Err(error) => return fail(connection, &error),
             };
-            for chunk in latest(&missed).chunks(CHUNK) {
-                chunk
-                    .iter()
-                    .filter_map(|change| protocol::change(change, None))
-                    .for_each(|frame| connection.send(frame));
+            let answer = |change: &SessionChange| self.named.answer_to(connection.id(), change);
+            for chunk in latest(&missed, answer).chunks(CHUNK) {
+                for frame in chunk {
+                    connection.send(frame.clone());
+                }
                 connection.flushed().await;
             }
             connection.release(class.bytes(), last.0);
@@ -307,19 +308,21 @@ fn fail(connection: &Connection, error: &Error) {
 }
 
 /// What is left of many events for somebody who saw none of them: of each student the last mark, of the announced
-/// summaries the last, and every end.
-fn latest(missed: &[Arc<SessionChange>]) -> Vec<Arc<SessionChange>> {
-    let mut seen = std::collections::HashSet::new();
+/// summaries the last, every end, and what answers a command that the client sent meanwhile.
+fn latest(missed: &[Arc<SessionChange>], answer: impl Fn(&SessionChange) -> Option<Frame>) -> Vec<Frame> {
+    let mut seen = HashSet::new();
     let mut latest: Vec<_> = missed
         .iter()
         .rev()
-        .filter(|change| match &change.entry.event {
-            Event::Marked { student_id, .. } => seen.insert((change.session_id, Some(*student_id))),
-            Event::Summarised(_) => seen.insert((change.session_id, None)),
-            Event::Finished(_) => true,
-            Event::Started | Event::Enrolled { .. } | Event::Removed { .. } => false,
+        .filter_map(|change| {
+            let is_last = match &change.entry.event {
+                Event::Marked { student_id, .. } => seen.insert((change.session_id, Some(*student_id))),
+                Event::Summarised(_) => seen.insert((change.session_id, None)),
+                Event::Finished(_) => true,
+                Event::Started | Event::Enrolled { .. } | Event::Removed { .. } => false,
+            };
+            answer(change).or_else(|| protocol::change(change, None).filter(|_| is_last))
         })
-        .cloned()
         .collect();
     latest.reverse();
     latest

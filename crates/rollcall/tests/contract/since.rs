@@ -1,5 +1,7 @@
 //! `since`: who comes back is sent what was missed, and then hears on.
 
+use std::collections::BTreeSet;
+
 use rollcall_testkit::server::Socket;
 use serde_json::json;
 
@@ -188,5 +190,33 @@ async fn since_of_what_is_none_of_ones_business_tells_nothing() {
         at_teacher.mark(&student.id, "excused").await;
         let revision = at_teacher.expect_mark(&student.id, "excused").await;
         assert_eq!(socket.next().await.revision(), revision, "{since:?}");
+    }
+}
+
+/// Who comes back sends again what had no answer, and does not wait for what was missed.
+#[tokio::test]
+async fn commands_are_answered_by_their_names_while_what_was_missed_is_on_its_way() {
+    let room = Room::open(3).await;
+    for round in 0..150 {
+        let mut teacher = room.teacher.dial().since(&room.class, 0).open().await;
+        let mut open = BTreeSet::new();
+        for n in 0..8 {
+            let (student, status) = (&room.students[n % 2].id, ["present", "late"][n / 4]);
+            let name = format!("{round}-{n}");
+            let data = json!({"studentId": student, "status": status, "requestId": name});
+            teacher.queue("ATTENDANCE_MARKED", &data).await;
+            open.insert(name);
+        }
+        teacher.flush().await;
+        let mut last = 0;
+        while !open.is_empty() {
+            let frame = teacher.next().await;
+            assert!(frame.revision() > last, "{frame:?} after {last}");
+            last = frame.revision();
+            if let Some(name) = frame.data["requestId"].as_str() {
+                assert!(open.remove(name), "{frame:?} is answered twice");
+            }
+        }
+        teacher.close().await;
     }
 }
