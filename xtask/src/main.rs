@@ -4,11 +4,13 @@
 //! * [`soak`]: the tests that find more the longer they run.
 //! * [`fuzz`]: the fuzz targets, for a given time.
 //! * [`bench`]: how fast Rollcall is, each figure beside a reference of the same run.
+//! * [`deploy`]: the image, the manifests and the workflows, tried or validated.
 
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a command line tool says what it does")]
 
 mod bench;
 mod cargo;
+mod deploy;
 mod fuzz;
 mod soak;
 mod test;
@@ -32,6 +34,8 @@ enum Task {
     Fuzz(fuzz::Options),
     /// Measure, and print one table in which every figure stands beside its reference
     Bench(bench::Options),
+    /// Build the image, run it, and try or validate all that is there to deploy it; ends with a table of the steps
+    TestDeploy(deploy::Options),
     /// What `bench` measures beside the server, as a process of its own
     #[command(hide = true)]
     BenchReference(bench::reference::Options),
@@ -43,6 +47,7 @@ fn main() -> anyhow::Result<()> {
         Task::Soak(options) => soak::run(&options),
         Task::Fuzz(options) => fuzz::run(&options),
         Task::Bench(options) => bench::run(&options),
+        Task::TestDeploy(options) => deploy::run(&options),
         Task::BenchReference(options) => bench::reference::run(options),
     }
 }

@@ -1,0 +1,191 @@
+//! `cargo xtask test-deploy`: what an operator takes from the repository, tried for real where this machine can, and
+//! validated by the strictest tool at hand where it cannot.
+//!
+//! It is a list of steps. To add one, write a function beside its like ([`image`], [`manifests`]) and name it in
+//! [`STEPS`]. A step answers with what it found, in one line for the table. It fails by an error, or by a panic, as the
+//! test kit's clients do. What it needs it takes from [`tools`], which fetches it; where this machine cannot have it,
+//! that ends the step with the [`Unavailable`] reason, and the table shows it as skipped.
+
+mod image;
+mod tools;
+
+use std::fmt;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, bail};
+
+use crate::cargo;
+use tools::Tools;
+
+/// A step: its name, whether only `--full` runs it, and what it does.
+struct Step {
+    name: &'static str,
+    full: bool,
+    run: fn(&Deploy) -> anyhow::Result<String>,
+}
+
+const fn step(name: &'static str, run: fn(&Deploy) -> anyhow::Result<String>) -> Step {
+    Step { name, full: false, run }
+}
+
+/// What runs, in this order.
+const STEPS: [Step; 1] = [step("dockerfile", image::lint)];
+
+#[derive(clap::Args)]
+pub(crate) struct Options {
+    /// Only these steps; may be given several times
+    #[arg(long, value_parser = STEPS.map(|step| step.name))]
+    only: Vec<String>,
+    /// Also what takes long: the image built a second time, the full matrix of Kubernetes versions
+    #[arg(long)]
+    full: bool,
+}
+
+impl Options {
+    fn wants(&self, step: &Step) -> bool {
+        if self.only.is_empty() { self.full || !step.full } else { self.only.iter().any(|only| only == step.name) }
+    }
+}
+
+/// What all steps share.
+struct Deploy {
+    tools: Tools,
+}
+
+/// Why a step cannot run on this machine. It is no failure of what the step would have tried.
+#[derive(Debug)]
+struct Unavailable(String);
+
+impl fmt::Display for Unavailable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Unavailable {}
+
+/// Ends a step that cannot run here.
+fn unavailable(why: impl Into<String>) -> anyhow::Error {
+    Unavailable(why.into()).into()
+}
+
+/// How a step ended.
+enum Outcome {
+    Passed(String),
+    Failed(String),
+    Skipped(String),
+}
+
+struct Row {
+    step: &'static str,
+    outcome: Outcome,
+    took: Duration,
+}
+
+pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
+    let folder = cargo::root().join("target/deploy");
+    std::fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
+    let folder = folder.canonicalize()?;
+    let deploy = Deploy { tools: Tools::new(&folder) };
+    let mut rows = Vec::new();
+    for step in STEPS.iter().filter(|step| options.wants(step)) {
+        eprintln!("\n== {}", step.name);
+        let started = Instant::now();
+        let outcome = outcome(&deploy, step);
+        rows.push(Row { step: step.name, outcome, took: started.elapsed() });
+    }
+    println!("\n{}", table(&rows));
+    let count = |wanted: fn(&Outcome) -> bool| rows.iter().filter(|row| wanted(&row.outcome)).count();
+    let failed = count(|outcome| matches!(outcome, Outcome::Failed(_)));
+    let passed = count(|outcome| matches!(outcome, Outcome::Passed(_)));
+    println!("{passed} passed, {failed} failed, {} skipped", rows.len() - passed - failed);
+    if failed > 0 {
+        bail!("{failed} of {} steps failed", rows.len());
+    }
+    Ok(())
+}
+
+fn outcome(deploy: &Deploy, step: &Step) -> Outcome {
+    // On a thread of its own: what panics there ends this step and no other.
+    let result = std::thread::scope(|scope| scope.spawn(|| (step.run)(deploy)).join());
+    match result {
+        Ok(Ok(found)) => Outcome::Passed(found),
+        Ok(Err(error)) => {
+            eprintln!("{error:?}");
+            let unavailable = error.downcast_ref::<Unavailable>();
+            unavailable.map_or_else(|| Outcome::Failed(format!("{error:#}")), |why| Outcome::Skipped(why.to_string()))
+        }
+        Err(panic) => {
+            let text = panic.downcast_ref::<String>().map(String::as_str);
+            let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
+            Outcome::Failed(text.unwrap_or("a panic").to_owned())
+        }
+    }
+}
+
+fn table(rows: &[Row]) -> String {
+    use fmt::Write as _;
+    let width = rows.iter().map(|row| row.step.len()).max().unwrap_or_default();
+    let mut table = String::new();
+    for Row { step, outcome, took } in rows {
+        let (word, found) = match outcome {
+            Outcome::Passed(found) => ("passed", found),
+            Outcome::Failed(why) => ("FAILED", why),
+            Outcome::Skipped(why) => ("skipped", why),
+        };
+        // One line each, however much a tool had to say: all of it was printed when it was said.
+        let mut lines = found.lines();
+        let first = lines.next().unwrap_or_default();
+        let more = if lines.next().is_some() { " …" } else { "" };
+        let _ = writeln!(table, "{step:width$}  {word:7}  {:>5.0} s  {first}{more}", took.as_secs_f64());
+    }
+    table
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    fn deploy() -> Deploy {
+        Deploy { tools: Tools::new(Path::new("nowhere")) }
+    }
+
+    #[test]
+    fn a_step_passes_fails_or_is_skipped() {
+        let run = |run| outcome(&deploy(), &step("x", run));
+        assert!(matches!(run(|_| Ok("fine".into())), Outcome::Passed(found) if found == "fine"));
+        let failed = run(|_| Err(anyhow::anyhow!("inner").context("outer")));
+        assert!(matches!(failed, Outcome::Failed(why) if why == "outer: inner"));
+        assert!(matches!(run(|_| panic!("number {}", 7)), Outcome::Failed(why) if why == "number 7"));
+        let skipped = run(|_| Err(unavailable("no privileges").context("a container")));
+        assert!(matches!(skipped, Outcome::Skipped(why) if why == "no privileges"));
+    }
+
+    #[test]
+    fn each_step_is_one_line_of_the_table() {
+        let row = |step, outcome| Row { step, outcome, took: Duration::from_secs(2) };
+        let rows = [
+            row("image", Outcome::Passed("17.2 MB".into())),
+            row("k8s", Outcome::Failed("a finding\nand another".into())),
+            row("acme", Outcome::Skipped("no pebble".into())),
+        ];
+        let table = table(&rows);
+        assert_eq!(
+            table.lines().collect::<Vec<_>>(),
+            [
+                "image  passed       2 s  17.2 MB",
+                "k8s    FAILED       2 s  a finding …",
+                "acme   skipped      2 s  no pebble",
+            ]
+        );
+    }
+
+    #[test]
+    fn names_are_one_each() {
+        let mut names = STEPS.map(|step| step.name);
+        names.sort_unstable();
+        assert!(names.windows(2).all(|pair| pair[0] != pair[1]));
+    }
+}

