@@ -136,7 +136,7 @@ impl Api {
         let _ = self.following.subscribe().wait_for(|following| *following).await;
     }
 
-    /// From now on the server is not ready; what is open goes on.
+    /// From now on the server is not ready, and asks with each answer for the connection to be closed. Sockets go on.
     pub fn start_draining(&self) {
         self.draining.store(true, Ordering::Relaxed);
     }

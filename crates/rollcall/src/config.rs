@@ -5,6 +5,7 @@
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -22,6 +23,7 @@ use crate::settings::{Given, Settings, Source};
 pub(crate) const SECRET_MIN_BYTES: usize = 32;
 const DAY: Duration = Duration::from_hours(24);
 const LONGEST: Duration = DAY.saturating_mul(3650);
+const LONGEST_DRAIN: Duration = Duration::from_mins(10);
 const DURATION: &str = "a duration from 1s to 3650d, such as 90s, 30m, 24h or 7d";
 const ADDRESS: &str = "an IP address and a port, such as 127.0.0.1:8000, 0.0.0.0:8000 or [::]:8000";
 
@@ -46,6 +48,8 @@ pub(crate) struct Config {
     pub trusted_proxies: Vec<IpNet>,
     /// Whether logins, sign-ups and messages are limited.
     pub limits: bool,
+    /// How long to serve on, not ready, after the order to end.
+    pub drain_delay: Duration,
     /// Where metrics are served, if not on the main address.
     pub metrics: Option<SocketAddr>,
     /// After what time a session is finished that nobody finished.
@@ -138,6 +142,7 @@ impl Config {
             limits: reader
                 .read("RATE_LIMIT", shown, |text| one_of(text, &[("on", true), ("off", false)]))
                 .unwrap_or(true),
+            drain_delay: reader.read("DRAIN_DELAY", shown, drain_delay).unwrap_or_default(),
             session_max_age: reader.read("SESSION_MAX_AGE", shown, duration).unwrap_or(DAY),
         };
         let logs = reader.logs();
@@ -329,12 +334,17 @@ fn secret(text: &str) -> Result<SecretSlice<u8>, String> {
 }
 
 fn duration(text: &str) -> Result<Duration, String> {
-    let duration = text
-        .parse::<Span>()
-        .and_then(|span| span.to_duration(SpanRelativeTo::days_are_24_hours()))
-        .ok()
-        .and_then(|duration: SignedDuration| Duration::try_from(duration).ok());
-    duration.filter(|duration| (Duration::from_secs(1)..=LONGEST).contains(duration)).ok_or_else(|| DURATION.to_owned())
+    duration_in(text, Duration::from_secs(1)..=LONGEST).ok_or_else(|| DURATION.to_owned())
+}
+
+fn drain_delay(text: &str) -> Result<Duration, String> {
+    duration_in(text, Duration::ZERO..=LONGEST_DRAIN).ok_or_else(|| "a duration from 0s to 10m, such as 10s".to_owned())
+}
+
+fn duration_in(text: &str, range: RangeInclusive<Duration>) -> Option<Duration> {
+    let span = text.parse::<Span>().ok()?;
+    let duration: SignedDuration = span.to_duration(SpanRelativeTo::days_are_24_hours()).ok()?;
+    Duration::try_from(duration).ok().filter(|duration| range.contains(duration))
 }
 
 fn teacher_signup(text: &str) -> Result<TeacherSignup, String> {
@@ -431,6 +441,7 @@ mod tests {
         assert_eq!(config.listen.to_string(), "127.0.0.1:8000");
         assert!(config.jwt_secret.is_none() && config.metrics.is_none() && config.limits);
         assert_eq!((config.token_ttl, config.session_max_age, config.bcrypt_cost), (DAY, DAY, 10));
+        assert_eq!(config.drain_delay, Duration::ZERO);
         assert!(matches!(config.teacher_signup, TeacherSignup::Open));
         assert!(config.allowed_origins.is_empty() && config.trusted_proxies.is_empty());
         assert_eq!((logs.filter.to_string().as_str(), logs.format), ("info", LogFormat::Text));
@@ -448,6 +459,7 @@ mod tests {
             ("ALLOWED_ORIGINS", "https://School.example:443/, http://localhost:5173,http://[::1]:80"),
             ("TRUSTED_PROXIES", "192.0.2.7,10.1.2.3/8, fd00::/8"),
             ("RATE_LIMIT", "OFF"),
+            ("DRAIN_DELAY", "10s"),
             ("METRICS_ADDR", "localhost:9000"),
             ("SESSION_MAX_AGE", "7d"),
             ("LOG_LEVEL", "warn,rollcall_api=debug"),
@@ -464,6 +476,7 @@ mod tests {
         let proxies: Vec<_> = config.trusted_proxies.iter().map(ToString::to_string).collect();
         assert_eq!(proxies, ["192.0.2.7/32", "10.0.0.0/8", "fd00::/8"]);
         assert!(!config.limits);
+        assert_eq!(config.drain_delay, Duration::from_secs(10));
         assert_eq!(config.metrics.unwrap().to_string(), "127.0.0.1:9000");
         assert!(logs.filter.to_string().contains("rollcall_api=debug"));
         assert_eq!(logs.format, LogFormat::Json);
@@ -481,6 +494,7 @@ mod tests {
             ("ALLOWED_ORIGINS", "https://a.example/app"),
             ("TRUSTED_PROXIES", "10.0.0.0/8, proxy"),
             ("RATE_LIMIT", "no"),
+            ("DRAIN_DELAY", "11m"),
             ("METRICS_ADDR", ":9000"),
             ("SESSION_MAX_AGE", "0s"),
             ("LOG_LEVEL", "inof"),

@@ -127,20 +127,34 @@ async fn run(config: Config, files: usize) -> anyhow::Result<()> {
     }
     announce(&config, address, metrics_address);
 
-    let outcome = tokio::select! {
+    let ordered = tokio::select! {
         order = orders.next() => {
-            tracing::info!(order, connections = server.connections.len(), "ending: requests are finished, sockets closed");
+            server.api.start_draining();
+            let (delay, connections) = (config.drain_delay, server.connections.len());
+            tracing::info!(order, ?delay, connections, "ending: requests are finished, sockets closed");
             Ok(())
         }
         ended = &mut feed => Err(stopped(ended)),
     };
-    tokio::select! {
-        () = server.drain() => {}
+    let end = async {
+        let outcome = match ordered {
+            // Whoever sends clients here needs time to hear that it should not; until then nobody is refused.
+            Ok(()) => tokio::select! {
+                () = tokio::time::sleep(config.drain_delay) => Ok(()),
+                ended = &mut feed => Err(stopped(ended)),
+            },
+            failed => failed,
+        };
+        server.drain().await;
+        outcome
+    };
+    let outcome = tokio::select! {
+        outcome = end => outcome,
         order = orders.again() => {
             tracing::warn!(order, "told again to end: leaving at once");
             std::process::exit(INTERRUPTED);
         }
-    }
+    };
     if outcome.is_ok() {
         // Cancelled with the rest of the work; a panic of theirs is in the log already.
         let _ = tokio::join!(feed, expiry);

@@ -80,6 +80,16 @@ pub(crate) const SETTINGS: &[Setting] = &[
         more: "Ordinary use never meets the limits. Turn them off for load tests.",
     },
     Setting {
+        env: "DRAIN_DELAY",
+        flag: "drain-delay",
+        value: "DURATION",
+        heading: NETWORK,
+        default: "0s",
+        help: "How long to serve on after the order to end",
+        more: "Meanwhile /health/ready fails, so that a load balancer has time to send nobody here any more before \
+               connections are refused. A duration such as 10s, at most 10m.",
+    },
+    Setting {
         env: "JWT_SECRET",
         flag: "jwt-secret",
         value: "TEXT",

@@ -14,6 +14,7 @@ async fn bad_values_stop_the_start_with_their_names() {
         ("DB_URL", "mysql://x", "mysql"),
         ("TOKEN_TTL", "soon", "soon"),
         ("TOKEN_TTL", "0s", "0s"),
+        ("DRAIN_DELAY", "11m", "11m"),
         ("BCRYPT_COST", "3", "3"),
         ("BCRYPT_COST", "ten", "ten"),
         ("TEACHER_SIGNUP", "maybe", "TEACHER_SIGNUP"),

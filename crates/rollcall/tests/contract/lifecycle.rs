@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use rollcall_testkit::server::{Algorithm, SECRET, claims, signed};
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
 use crate::{Room, builder, server};
@@ -113,6 +114,43 @@ async fn sigterm_tells_everybody_and_leaves() {
     student.expect_mark(&room.students[1].id, "late").await;
     teacher.send("DONE", &json!({})).await;
     assert_eq!(teacher.expect("DONE").await["total"], 2);
+}
+
+#[tokio::test]
+async fn a_server_that_delays_its_end_is_not_ready_and_serves_on() {
+    // Longer than any test: a second order ends it.
+    let mut room = Room::on(builder().env("DRAIN_DELAY", "10m").start().await.unwrap(), 1).await;
+    let student = &room.students[0];
+    let mut teacher = room.teacher.socket().await;
+    assert_eq!(room.client.get("/health/live").await.headers.get("connection"), None);
+    room.server.ask_to_end().unwrap();
+    room.server.logged("ending").await;
+    let answer = room.client.get("/health/ready").await;
+    answer.refused(503, "Service unavailable");
+    assert_eq!(answer.header("connection"), "close", "a proxy is told to let go of its connections");
+    room.client.get("/health/live").await.ok();
+    room.teacher.start(&room.class).await;
+    let mut latecomer = student.socket().await;
+    teacher.mark(&student.id, "present").await;
+    teacher.expect_mark(&student.id, "present").await;
+    latecomer.expect_mark(&student.id, "present").await;
+    let pid = Pid::from_raw(room.server.pid().try_into().unwrap());
+    let again = tokio::spawn(async move {
+        loop {
+            kill_process(pid.unwrap(), Signal::TERM).unwrap();
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    });
+    assert_eq!(room.server.ended().await.code(), Some(130), "who orders twice does not want to wait");
+    again.abort();
+
+    let mut room = Room::on(builder().env("DRAIN_DELAY", "1s").start().await.unwrap(), 1).await;
+    let mut teacher = room.teacher.socket().await;
+    let began = Instant::now();
+    room.server.ask_to_end().unwrap();
+    teacher.expect_close(1012).await;
+    assert!(began.elapsed() >= Duration::from_secs(1), "{:?}", began.elapsed());
+    assert_eq!(room.server.ended().await.code(), Some(0));
 }
 
 #[tokio::test]
@@ -255,7 +293,7 @@ async fn an_order_to_end_that_comes_more_than_once_at_once_is_one() {
 #[cfg(target_os = "linux")]
 #[tokio::test]
 async fn a_limit_on_the_size_of_files_ends_nothing() {
-    use rustix::process::{Pid, Resource, Rlimit, prlimit};
+    use rustix::process::{Resource, Rlimit, prlimit};
 
     let room = Room::open(1).await;
     let student = &room.students[0].id;
