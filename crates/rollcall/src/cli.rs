@@ -31,8 +31,8 @@ Examples:
       Check the configuration, the database, the disk and the clock, and say what to do
   rollcall backup /backups/rollcall-monday.db
       Copy the database while the server runs
-  rollcall copy sqlite://data/rollcall.db sqlite:///mnt/new/rollcall.db
-      Copy the whole database into another, check it, and compare the two";
+  rollcall copy sqlite://data/rollcall.db 'mongodb://db1,db2,db3/rollcall?replicaSet=rs0'
+      Move to MongoDB: copy everything, and compare the two databases";
 
 /// What was asked for on the command line.
 #[derive(Debug, Parser)]
@@ -73,10 +73,10 @@ pub(crate) enum Command {
     /// was compared with its source, no server takes it. A URL with a password in it is better given by the environment
     /// (`FROM_URL`, `TO_URL`): other users of the machine can see the command line.
     Copy {
-        /// The database to read, such as `sqlite://data/rollcall.db`
+        /// The database to read: sqlite:// and a path, or the address of a MongoDB
         #[arg(env = "FROM_URL", hide_env_values = true, value_name = "FROM_URL")]
         from: String,
-        /// The database to fill; empty, or not there yet
+        /// The database to fill, empty or not there yet
         #[arg(env = "TO_URL", hide_env_values = true, value_name = "TO_URL")]
         to: String,
         /// Leave out what breaks the rules in the source, instead of stopping before anything is copied

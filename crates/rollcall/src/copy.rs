@@ -12,6 +12,8 @@ use std::process::ExitCode;
 use anyhow::{Context, anyhow, bail, ensure};
 use aws_lc_rs::digest;
 use rollcall_core::transfer::{Item, Kind, Marker, Part, Progress, State, Transfer};
+#[cfg(feature = "mongodb")]
+use rollcall_store_mongo::MongoTransfer;
 use rollcall_store_sqlite::SqliteTransfer;
 #[cfg(feature = "mongodb")]
 use secrecy::ExposeSecret;
@@ -92,12 +94,21 @@ enum Side {
 }
 
 async fn open(place: &Database, side: Side) -> anyhow::Result<Box<dyn Transfer>> {
-    let path = place.file().context("only embedded databases are copied as a whole")?.clone();
-    let opened = tokio::task::spawn_blocking(move || match side {
-        Side::Source => SqliteTransfer::source(&path),
-        Side::Target => SqliteTransfer::target(&path),
-    });
-    Ok(Box::new(opened.await.context("the file cannot be opened")??))
+    match place {
+        Database::File(path) => {
+            let path = path.clone();
+            let opened = tokio::task::spawn_blocking(move || match side {
+                Side::Source => SqliteTransfer::source(&path),
+                Side::Target => SqliteTransfer::target(&path),
+            });
+            Ok(Box::new(opened.await.context("the file cannot be opened")??))
+        }
+        #[cfg(feature = "mongodb")]
+        Database::Mongo(url) => Ok(Box::new(match side {
+            Side::Source => MongoTransfer::source(url).await?,
+            Side::Target => MongoTransfer::target(url).await?,
+        })),
+    }
 }
 
 /// How a copy came to be complete.

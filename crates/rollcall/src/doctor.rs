@@ -154,6 +154,12 @@ fn survey(url: &SecretString) -> Vec<Finding> {
         Ok(survey) => survey,
         Err(error) => return vec![Broken(format!("{shown}: {:#}. Check DB_URL", anyhow::Error::new(error)))],
     };
+    if survey.unfinished_copy {
+        return vec![Broken(format!(
+            "{shown} ({}) is an unfinished copy of another database. Run the same `rollcall copy` again to finish it, or drop it",
+            survey.database
+        ))];
+    }
     let earlier = match survey.earlier_records {
         0 => String::new(),
         count => format!(", {count} records of an earlier server"),

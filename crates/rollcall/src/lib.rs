@@ -1,9 +1,10 @@
 //! Rollcall, a real-time attendance server: configuration, command line, telemetry, lifecycle.
 //!
 //! * [`settings`] collects text from flags, the environment and `.env`; [`config`] makes validated types of it.
-//! * [`database`] chooses the adapter; [`lifecycle`] joins the adapters to the services and serves; [`connection`] and [`listener`] are its HTTP side.
+//! * [`database`] chooses the adapter, [`lifecycle`] joins all to the services and serves; [`connection`] and
+//!   [`listener`] are its HTTP side.
 //! * [`users`], [`copy`], [`doctor`], [`healthcheck`] are commands beside the server.
-//! * [`passwords`], [`system`], [`secret_file`], [`telemetry`] are what the operating system is asked for.
+//! * [`passwords`], [`system`], [`secret_file`], [`progress`], [`telemetry`] are what the operating system is asked for.
 
 mod cli;
 mod config;

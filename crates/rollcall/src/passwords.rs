@@ -23,8 +23,8 @@ pub(crate) const COSTS: RangeInclusive<u32> = 4..=16;
 /// How long work may wait before more is refused.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
 
-/// What one unit of work, which is 2^cost, takes before anything was measured: a slow core's time.
-const FIRST_GUESS: f64 = 0.1 / 1024.0;
+/// The cost at which the pace is measured at the start: some milliseconds.
+const TRIAL_COST: u32 = 6;
 
 /// A random salt and sum, valid in form, which belong to no known password.
 const NOBODY: &str = "nZ4fU7Vxk2bTq1mWc9yLSuKp0hQe3rJdXo5gAiNw6sYtEvHlBzRCO";
@@ -116,6 +116,17 @@ fn cost_of(hash: &str) -> Option<u32> {
     cost.parse().ok().filter(|cost| digits && COSTS.contains(cost))
 }
 
+/// Seconds that one unit of work, which is 2^cost, takes here. The fastest of a few trials: what else the machine has to
+/// do as the server starts says nothing of later.
+fn first_pace() -> f64 {
+    let trial = || {
+        let started = Instant::now();
+        drop(bcrypt::hash("a trial", TRIAL_COST));
+        started.elapsed().as_secs_f64() / f64::from(1_u32 << TRIAL_COST)
+    };
+    (0..3).map(|_| trial()).fold(f64::INFINITY, f64::min)
+}
+
 impl BcryptPool {
     /// A pool with a thread a core, which makes new hashes of this cost.
     pub(crate) fn start(cost: u32) -> std::io::Result<Self> {
@@ -123,7 +134,7 @@ impl BcryptPool {
     }
 
     fn with_threads(cost: u32, threads: usize) -> std::io::Result<Self> {
-        let queue = Queue { jobs: VecDeque::new(), waiting: 0, pace: FIRST_GUESS, closed: false };
+        let queue = Queue { jobs: VecDeque::new(), waiting: 0, pace: first_pace(), closed: false };
         let pool = Self {
             shared: Arc::new(Shared { queue: Mutex::new(queue), changed: Condvar::new() }),
             cost: cost.clamp(*COSTS.start(), *COSTS.end()),
@@ -161,6 +172,15 @@ impl Queue {
     /// How long a job that comes now waits until a thread takes it.
     fn wait(&self, threads: usize) -> Duration {
         Duration::try_from_secs_f64(self.waiting as f64 * self.pace / threads as f64).unwrap_or(Duration::MAX)
+    }
+
+    /// Takes in what a unit of work took just now.
+    fn learn(&mut self, measured: f64, threads: usize) {
+        // Each thread contributes as much whether there are two or sixty-four.
+        let weight = 0.2 / (threads as f64).sqrt();
+        // One that lost its core for a second says little of the others; if they are slow too, a few tell so.
+        let believed = measured.min(2.0 * self.pace);
+        self.pace += (believed - self.pace) * weight;
     }
 
     fn forget_abandoned(&mut self) {
@@ -202,10 +222,7 @@ impl Shared {
             let took = started.elapsed().as_secs_f64();
             metrics::histogram!("rollcall_hash_seconds").record(took);
             let measured = took / job.work as f64;
-            let mut queue = self.queue.lock();
-            // Each thread contributes as much whether there are two or sixty-four.
-            let weight = 0.2 / (threads as f64).sqrt();
-            queue.pace += (measured - queue.pace) * weight;
+            self.queue.lock().learn(measured, threads);
         }
     }
 }
@@ -355,6 +372,21 @@ mod tests {
         drop(waiting);
         assert!(pool.verify("x".into(), None).now_or_never().is_none(), "those who left make room");
         assert_eq!(pool.shared.queue.lock().jobs.len(), 1);
+    }
+
+    #[test]
+    fn one_slow_hash_does_not_change_the_pace_much_and_many_do() {
+        let mut queue = Queue { jobs: VecDeque::new(), waiting: 0, pace: 0.001, closed: false };
+        queue.learn(1.0, 2);
+        assert!(queue.pace < 0.0012, "{}", queue.pace);
+        for _ in 0..50 {
+            queue.learn(1.0, 2);
+        }
+        assert!(queue.pace > 0.1, "{}", queue.pace);
+        for _ in 0..50 {
+            queue.learn(0.001, 2);
+        }
+        assert!(queue.pace < 0.0015, "{}", queue.pace);
     }
 
     #[tokio::test]

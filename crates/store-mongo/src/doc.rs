@@ -134,16 +134,17 @@ pub(crate) fn get_ids<T: Key>(doc: &Document, field: &str) -> Vec<T> {
 
 /// Names the document that could not be read.
 pub(crate) fn name_damage<T>(collection: &'static str, doc: &Document, read: Read<T>) -> Result<T, Damaged> {
-    read.map_err(|problem| {
-        let id = doc.get("_id").map_or_else(
-            || "without an id".to_owned(),
-            |id| match id {
-                Bson::ObjectId(id) => id.to_hex(),
-                other => other.to_string(),
-            },
-        );
-        Damaged { collection, id, problem }
-    })
+    read.map_err(|problem| damage(collection, doc, problem))
+}
+
+/// Names the document that something is wrong with.
+pub(crate) fn damage(collection: &'static str, doc: &Document, problem: Problem) -> Damaged {
+    let id = match doc.get("_id") {
+        None => "without an id".to_owned(),
+        Some(Bson::ObjectId(id)) => id.to_hex(),
+        Some(other) => other.to_string(),
+    };
+    Damaged { collection, id, problem }
 }
 
 /// The document's value, or `None` and a line in the log: a broken document hides no other.
@@ -367,8 +368,13 @@ pub(crate) fn log(doc: &Document) -> Read<Vec<LogEntry>> {
 
 /// A session that was just opened.
 pub(crate) fn session_doc(session: &OpenSession, first: &LogEntry) -> Document {
-    let info = session.info();
-    let mut roster: Vec<_> = session.roster().iter().copied().collect();
+    let mut document = session_fields(session.info(), session.roster().iter().copied().collect());
+    document.extend(doc! { "actors": [], "marks": {}, "log": [entry_doc(first)] });
+    document
+}
+
+/// What every session has from its start on, beside its log and marks.
+pub(crate) fn session_fields(info: &SessionInfo, mut roster: Vec<UserId>) -> Document {
     roster.sort_unstable();
     doc! {
         "_id": id(info.id),
@@ -382,9 +388,6 @@ pub(crate) fn session_doc(session: &OpenSession, first: &LogEntry) -> Document {
         "firstRev": integer(info.first_revision.0),
         "rev": integer(info.revision.0),
         "roster": ids(roster),
-        "actors": [],
-        "marks": {},
-        "log": [entry_doc(first)],
     }
 }
 

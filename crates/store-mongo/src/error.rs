@@ -21,6 +21,17 @@ pub enum OpenError {
          `--replSet rs0`, run `rs.initiate()` once in mongosh, and add `?replicaSet=rs0` to the address"
     )]
     Standalone,
+    /// The database was being filled from another, and is not complete.
+    #[error(
+        "this database is an unfinished copy of another; run the same `rollcall copy` again to finish it, or drop it"
+    )]
+    UnfinishedCopy,
+    /// The database to read does not exist.
+    #[error("MongoDB holds no database `{name}`; the path of the address says which one is meant")]
+    Nothing {
+        /// Its name.
+        name: String,
+    },
     /// It is not clear which database is meant.
     #[error(
         "the address names no database, and this MongoDB holds one of an earlier attendance server, `{earlier}`. \
@@ -128,9 +139,11 @@ pub(crate) fn internal(cause: Cause) -> StoreError {
     StoreError::Internal(cause)
 }
 
+/// The server's code for a unique value that is there already.
+pub(crate) const DUPLICATE_KEY: i32 = 11000;
+
 /// Whether something with the same unique value is there already.
 pub(crate) fn is_duplicate(error: &Error) -> bool {
-    const DUPLICATE_KEY: i32 = 11000;
     match &*error.kind {
         ErrorKind::Write(WriteFailure::WriteError(write)) => write.code == DUPLICATE_KEY,
         ErrorKind::Command(command) => command.code == DUPLICATE_KEY,

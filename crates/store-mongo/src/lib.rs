@@ -7,6 +7,7 @@
 //! * [`queue`] orders the commands to open sessions and writes many at once, with the help of [`memory`].
 //! * [`stream`] tells what was committed.
 //! * [`open`] opens a database and adds what it lacks; [`survey`] names what is wrong in it.
+//! * [`transfer`] is the database as a whole, for `rollcall copy`.
 //!
 //! To add a method of the port, put its statement into the noun's file. One document is changed by one update through
 //! `Db::settle`, which must be a statement that may be repeated; several by `Db::transact`. Whatever others must hear
@@ -23,6 +24,7 @@ mod record;
 mod session;
 mod stream;
 mod survey;
+mod transfer;
 mod user;
 
 use std::sync::Arc;
@@ -35,6 +37,7 @@ use secrecy::{ExposeSecret, SecretString};
 
 pub use error::OpenError;
 pub use survey::{Finding, Survey};
+pub use transfer::MongoTransfer;
 
 use crate::db::Db;
 use crate::queue::Queue;

@@ -16,6 +16,7 @@ use rollcall_core::user::EmailKey;
 
 use crate::db::{Db, PAUSE, write_concern};
 use crate::error::{Failure, OpenError, is_duplicate};
+use crate::transfer;
 
 /// The database that is used when the address names none.
 const USUAL: &str = "rollcall";
@@ -63,7 +64,7 @@ async fn open_once(client: &Client, name: Option<&str>, prepare: bool) -> Result
     };
     let db = Db::new(client.clone(), &name);
     if prepare {
-        prepare_collections(&db).await.map_err(OpenError::Database)?;
+        self::prepare(&db).await?;
     }
     Ok(db)
 }
@@ -124,6 +125,18 @@ async fn usual_database(client: &Client) -> Result<String, OpenError> {
     Ok(USUAL.to_owned())
 }
 
+/// Brings a database that is open up to date, unless it is an unfinished copy.
+pub(crate) async fn prepare(db: &Db) -> Result<(), OpenError> {
+    let preparing = async {
+        if transfer::marker(db).await.map_err(OpenError::Database)?.is_some() {
+            return Err(OpenError::UnfinishedCopy);
+        }
+        prepare_collections(db).await.map_err(OpenError::Database)
+    };
+    tokio::time::timeout(OPENING, preparing).await.unwrap_or(Err(OpenError::Silent))
+}
+
+/// Adds what the database lacks.
 async fn prepare_collections(db: &Db) -> Result<(), Error> {
     let open = || Some(doc! { "state": "open" });
     make(

@@ -14,12 +14,12 @@ use secrecy::{ExposeSecret, SecretString};
 
 use crate::class::CLASSES;
 use crate::db::Db;
-use crate::doc::{self, Damaged, name_damage};
+use crate::doc::{self, Damaged};
 use crate::error::OpenError;
 use crate::record::{EARLIER_RECORDS, RECORDS};
 use crate::session::SESSIONS;
 use crate::user::USERS;
-use crate::{MongoStore, open};
+use crate::{MongoStore, open, transfer};
 
 /// How many findings are told one by one.
 const TOLD: usize = 1_000;
@@ -29,6 +29,8 @@ const TOLD: usize = 1_000;
 pub struct Survey {
     /// The database's name.
     pub database: String,
+    /// Whether it is an unfinished copy of another, which no server takes.
+    pub unfinished_copy: bool,
     /// Accounts.
     pub users: u64,
     /// Classes.
@@ -77,6 +79,7 @@ struct Surveyor {
 impl Surveyor {
     async fn look(mut self, db: &Db) -> Result<Survey, Error> {
         db.database.name().clone_into(&mut self.survey.database);
+        self.survey.unfinished_copy = transfer::marker(db).await?.is_some();
         let everything = doc! {};
         self.each(&db.users, everything.clone(), Self::user).await?;
         self.each(&db.classes, everything.clone(), Self::class).await?;
@@ -103,10 +106,7 @@ impl Surveyor {
     }
 
     fn find(&mut self, collection: &'static str, document: &Document, problem: impl Into<String>) {
-        let problem = doc::Problem(problem.into());
-        let Err(Damaged { collection, id, problem }) = name_damage::<()>(collection, document, Err(problem)) else {
-            return;
-        };
+        let Damaged { collection, id, problem } = doc::damage(collection, document, doc::Problem(problem.into()));
         if self.survey.findings.len() < TOLD {
             self.survey.findings.push(Finding { collection, id, problem: problem.0 });
         } else {

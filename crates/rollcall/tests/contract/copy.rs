@@ -1,8 +1,8 @@
 //! `rollcall copy`: a whole database into another one, interrupted or not.
 
-use std::io::{BufRead as _, BufReader};
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 
 use rollcall_core::class::{Class, ClassName, ClassWithStudents};
 use rollcall_core::record::Record;
@@ -48,14 +48,27 @@ impl Shelf {
         self.run(&["copy", &url(from), &url(to)])
     }
 
+    /// Starts a copy and waits until it carries things over.
+    fn start(&self, from: &str, to: &str) -> Child {
+        let mut command = self.rollcall(&["copy", &url(from), &url(to)]);
+        let mut process = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        // Byte by byte: what comes after is for others to read.
+        let mut stderr = process.stderr.take().unwrap();
+        let mut said = Vec::new();
+        while !said.ends_with(b"copying\n") {
+            let mut byte = [0];
+            assert_eq!(stderr.read(&mut byte).unwrap(), 1, "it copies nothing: {}", String::from_utf8_lossy(&said));
+            said.extend(byte);
+        }
+        process.stderr = Some(stderr);
+        process
+    }
+
     /// Starts a copy, ends it by `signal` when its target has grown to so many bytes, and answers with how far it came.
     async fn cut_short(&self, from: &str, to: &str, bytes: u64, signal: Signal) -> Progress {
         // A machine that has other things to do may let it come to its end before.
         for _ in 0..5 {
-            let mut command = self.rollcall(&["copy", &url(from), &url(to)]);
-            let mut process = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-            let mut lines = BufReader::new(process.stderr.take().unwrap()).lines();
-            assert!(lines.any(|line| line.unwrap() == "copying"), "it copies nothing");
+            let process = self.start(from, to);
             let size = |name: &str| self.file(name).metadata().map_or(0, |file| file.len());
             let log = format!("{to}-wal");
             until("the copy grows", || (size(to).max(size(&log)) >= bytes).then_some(())).await;
@@ -82,8 +95,9 @@ impl Shelf {
     }
 }
 
+/// The address of a file in the folder, or of what has an address already.
 fn url(name: &str) -> String {
-    format!("sqlite://{name}")
+    if name.contains("://") { name.to_owned() } else { format!("sqlite://{name}") }
 }
 
 /// The lines about what was copied.
@@ -351,4 +365,325 @@ async fn a_copy_that_differs_is_found_by_its_hashes() {
     assert_eq!(raw.execute("UPDATE users SET disabled = 1 WHERE email = 'P1@Example.org'", []).unwrap(), 1);
     drop(raw);
     shelf.copy("source.db", "kept.db").failed("has changed since that copy began");
+}
+
+#[cfg(feature = "mongodb")]
+mod mongodb {
+    //! To MongoDB and back.
+
+    use std::sync::Arc;
+
+    use futures_util::TryStreamExt as _;
+    use rollcall_core::session::Command;
+    use rollcall_core::store::{Classes as _, Outcome, Page, Records as _, Sessions as _, Target, Users as _};
+    use rollcall_store_mongo::{MongoStore, OpenError};
+    use rollcall_testkit::conformance::SetClock;
+    use rollcall_testkit::mongo::mongodb::bson::{Bson, Document, doc, oid};
+    use rollcall_testkit::mongo::mongodb::{Collection, Database};
+    use rollcall_testkit::mongo::{ReplicaSet, shared};
+
+    use super::*;
+
+    /// A database of the shared server, and its address.
+    async fn database(name: &str) -> (Database, String) {
+        let set = shared().await;
+        (set.client().await.unwrap().database(name), set.url(name))
+    }
+
+    async fn connect(url: &str) -> Result<Arc<MongoStore>, OpenError> {
+        MongoStore::connect(&url.into(), SetClock::new()).await
+    }
+
+    async fn count(database: &Database) -> u64 {
+        let mut sum = 0;
+        for name in ["users", "classes", "sessions", "attendance_records"] {
+            sum += database.collection::<Document>(name).count_documents(doc! {}).await.unwrap();
+        }
+        sum
+    }
+
+    /// Starts a copy and kills it when its target holds so many documents. Answers whether it is unfinished then.
+    async fn cut_short(shelf: &Shelf, from: &str, (there, address): (&Database, &str), documents: u64) -> bool {
+        let mut process = shelf.start(from, address);
+        while count(there).await < documents && process.try_wait().unwrap().is_none() {}
+        process.kill().unwrap();
+        process.wait().unwrap();
+        matches!(connect(address).await, Err(OpenError::UnfinishedCopy))
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    #[ignore = "needs MongoDB: cargo xtask test"]
+    async fn there_and_back_everything_is_the_same() {
+        let shelf = Shelf::new();
+        let (_, there) = database("there").await;
+        fill(&shelf.file("source.db"), school(400)).await;
+        let said = shelf.copy("source.db", &there).succeeded();
+        assert!(!contents(&said).contains(" 0  "), "nothing of a kind shows nothing of it: {said}");
+        let again = shelf.copy("source.db", &there).succeeded();
+        assert!(again.contains("already") && contents(&again) == contents(&said), "{again}");
+        let back = shelf.copy(&there, "back.db").succeeded();
+        assert_eq!(contents(&back), contents(&said));
+        let (_, twin) = database("twin").await;
+        assert_eq!(contents(&shelf.copy(&there, &twin).succeeded()), contents(&said));
+
+        // The copy is a database like any other, and goes on where the source was.
+        let store = connect(&there).await.unwrap();
+        let origin = |operation: &str| Origin {
+            by: Actor::User(user(0)),
+            at: Timestamp::from_millis(1_700_000_100_150),
+            door: Door::WebSocket,
+            address: None,
+            operation: OperationId::Client(operation.into()),
+        };
+        let order = async |target, command, origin| store.submit(target, command, origin).await.unwrap().await.unwrap();
+        let Outcome::Done(change) = order(Target::OpenedBy(user(0)), Command::Summarise, origin("new")).await else {
+            panic!("nothing was done")
+        };
+        let last = ClassId(id(2, 18));
+        assert_eq!(change.class_id, last, "the one that was opened last");
+        let open = store.open_session(last).await.unwrap().unwrap();
+        let students = store.student_ids(last).await.unwrap();
+        assert_eq!(*open.roster(), students.iter().copied().collect());
+        let entries = store.log(open.info().id, None, Page { after: None, limit: 100 }).await.unwrap();
+        let old = entries.iter().find(|entry| {
+            matches!((&entry.event, &entry.origin.operation), (Event::Marked { .. }, OperationId::Client(_)))
+                && entry.origin.by == Actor::User(user(0))
+        });
+        let old = old.unwrap().clone();
+        let Event::Marked { student_id, new, reason, .. } = old.event.clone() else { panic!("a mark") };
+        let again = Command::Mark { student_id, status: new, reason };
+        let outcome = order(Target::Class(last), again, origin(old.origin.operation.as_str())).await;
+        assert!(matches!(&outcome, Outcome::Repeated(change) if change.entry == old), "{outcome:?} for {old:?}");
+        assert!(matches!(order(Target::Class(last), Command::Finish, origin("end")).await, Outcome::Done(_)));
+        assert!(store.last_record(last, student_id).await.unwrap().is_some());
+        store.close().await;
+        shelf.copy(&there, "back.db").failed("holds something else already");
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    #[ignore = "needs MongoDB: cargo xtask test"]
+    async fn a_copy_that_is_killed_again_and_again_becomes_complete() {
+        let shelf = Shelf::new();
+        let (there, address) = database("killed").await;
+        fill(&shelf.file("source.db"), school(2_000)).await;
+        let all = 2_000 + 100 + 4 * 100 + 80 + 4 * 100 * 29 + 1_000;
+        let mut kills = 0;
+        for part in 1..=4 {
+            if !cut_short(&shelf, "source.db", (&there, &address), part * all / 6).await {
+                break;
+            }
+            kills += 1;
+            // Nobody takes it as it is.
+            for command in [&["serve"][..], &["user", "list"], &["copy", &address, "sqlite://other.db"]] {
+                let mut command = shelf.rollcall(command);
+                let said = command.env("DB_URL", &address).env("JWT_SECRET", "x".repeat(32)).output().unwrap();
+                Said::from(said).failed("unfinished copy");
+            }
+            let doctor = shelf.rollcall(&["doctor"]).env("DB_URL", &address).output().unwrap();
+            let doctor = Said::from(doctor);
+            assert!(doctor.code == Some(1) && doctor.out.contains("unfinished copy"), "{}", doctor.out);
+        }
+        assert!(kills > 1, "the machine is too fast for this test");
+        let said = shelf.copy("source.db", &address);
+        assert!(said.err.contains("going on where an earlier copy stopped"), "{}", said.err);
+        assert_eq!(contents(&said.succeeded()), shelf.contents("source.db"));
+        connect(&address).await.unwrap().close().await;
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    #[ignore = "needs MongoDB: cargo xtask test"]
+    async fn what_is_in_the_way_is_told_and_nothing_is_changed() {
+        let shelf = Shelf::new();
+        fill(&shelf.file("source.db"), school(60)).await;
+        let (another, address) = database("anothers").await;
+        another.collection("recipes").insert_one(doc! { "_id": 1 }).await.unwrap();
+        shelf.copy("source.db", &address).failed("holds something else already");
+        assert_eq!(another.list_collection_names().await.unwrap(), ["recipes"], "not even an index was added");
+        let (missing, address) = database("missing").await;
+        shelf.copy(&address, "copy.db").failed("MongoDB holds no database `missing`");
+        assert!(missing.list_collection_names().await.unwrap().is_empty());
+        assert!(!shelf.file("copy.db").exists());
+        for away in ["user:hunter2@127.0.0.1:1/x?replicaSet=rs0", "user:hunter2@[/x", "hunter2:p%@127.0.0.1/x"] {
+            let away = format!("mongodb://{away}");
+            for (from, to) in [(away.as_str(), "copy.db"), ("source.db", &away)] {
+                let said = shelf.copy(from, to).failed("mongodb://…@");
+                assert!(!said.contains("hunter2"), "{said}");
+            }
+        }
+
+        // What another source half filled.
+        fill(&shelf.file("large.db"), school(2_000)).await;
+        let (half, address) = database("half").await;
+        assert!(cut_short(&shelf, "large.db", (&half, &address), 1_000).await, "the machine is too fast for this test");
+        let before = count(&half).await;
+        shelf.copy("source.db", &address).failed("an unfinished copy of another database");
+        assert_eq!(count(&half).await, before);
+
+        // What was copied and then changed.
+        let (changed, address) = database("changed").await;
+        shelf.copy("source.db", &address).succeeded();
+        let users: Collection<Document> = changed.collection("users");
+        users.update_one(doc! {}, doc! { "$set": { "name": "Mallory" } }).await.unwrap();
+        shelf.copy("source.db", &address).failed("holds something else already");
+        connect(&address).await.unwrap().close().await;
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    #[ignore = "needs MongoDB: cargo xtask test"]
+    async fn a_new_primary_does_not_end_a_copy() {
+        let shelf = Shelf::new();
+        fill(&shelf.file("source.db"), school(2_000)).await;
+        let set = ReplicaSet::start(1).await.unwrap();
+        let there = set.client().await.unwrap().database("moved");
+        let mut process = shelf.start("source.db", &set.url("moved"));
+        while count(&there).await < 3_000 && process.try_wait().unwrap().is_none() {}
+        set.step_down().await.unwrap();
+        let said = Said::from(process.wait_with_output().unwrap()).succeeded();
+        assert_eq!(contents(&said), shelf.contents("source.db"));
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    #[ignore = "needs MongoDB: cargo xtask test"]
+    async fn two_copies_at_once_do_not_mix() {
+        let shelf = Shelf::new();
+        for (name, people) in [("one.db", 300), ("twin.db", 300), ("other.db", 400)] {
+            fill(&shelf.file(name), school(people)).await;
+        }
+        for (round, other) in ["other.db", "twin.db", "other.db", "twin.db"].into_iter().enumerate() {
+            let (_, address) = database(&format!("contested{round}")).await;
+            let both = ["one.db", other].map(|from| {
+                let mut command = shelf.rollcall(&["copy", &url(from), &address]);
+                (from, command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap())
+            });
+            let said = both.map(|(from, process)| (from, Said::from(process.wait_with_output().unwrap())));
+            let copied: Vec<_> = said.iter().filter(|(_, said)| said.code == Some(0)).collect();
+            // Those of the same content help each other.
+            assert!(copied.len() == 1 || copied.len() == 2 && other == "twin.db", "{}{}", said[0].1.err, said[1].1.err);
+            let (from, said) = copied[0];
+            let again = shelf.copy(from, &address).succeeded();
+            assert!(again.contains("already") && contents(&again) == contents(&said.out), "{again}");
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    #[ignore = "needs MongoDB: cargo xtask test"]
+    async fn a_source_that_changes_meanwhile_is_told() {
+        let shelf = Shelf::new();
+        let (there, address) = database("moving").await;
+        fill(&shelf.file("source.db"), school(2_000)).await;
+        shelf.copy("source.db", &address).succeeded();
+        let process = shelf.start(&address, "copy.db");
+        let users: Collection<Document> = there.collection("users");
+        users.update_one(doc! {}, doc! { "$set": { "disabled": true } }).await.unwrap();
+        let said = Said::from(process.wait_with_output().unwrap());
+        assert!(
+            said.code == Some(1) && said.err.contains("was changed while it was copied (other accounts)"),
+            "{}",
+            said.err
+        );
+        assert!(matches!(state(&shelf.file("copy.db")).await, State::Unfinished(_)));
+    }
+
+    fn object(number: u8) -> oid::ObjectId {
+        let mut bytes = [0; 12];
+        bytes[..4].copy_from_slice(&(1_577_836_800 + u32::from(number)).to_be_bytes());
+        bytes[11] = number;
+        oid::ObjectId::from_bytes(bytes)
+    }
+
+    fn person(number: u8, email: &str, role: &str) -> Document {
+        let name = format!("Nr. {number}");
+        doc! { "_id": object(number), "name": name, "email": email, "password": "$2b$12$x", "role": role }
+    }
+
+    fn earlier(number: u8, class: u8, student: u8, status: &str) -> Document {
+        doc! { "_id": object(number), "classId": object(class), "studentId": object(student), "status": status }
+    }
+
+    /// A database of an earlier backend, with all that can be wrong in one.
+    async fn earlier_backend(database: &Database) {
+        let users = [
+            person(1, "Teacher@Example.org", "teacher"),
+            person(2, "ada@example.org", "student"),
+            person(3, "ADA@example.org", "student"),
+            person(4, "king@example.org", "king"),
+            person(5, "grace@example.org", "student"),
+            doc! { "_id": "a text", "name": "Text", "email": "t@example.org", "password": "x", "role": "student" },
+        ];
+        database.collection("users").insert_many(users).await.unwrap();
+        let students = |ids: &[u8]| ids.iter().map(|id| object(*id)).collect::<Vec<_>>();
+        let class = |number: u8, teacher: u8, list: Bson| {
+            doc! { "_id": object(number), "className": "C", "teacherId": object(teacher), "studentIds": list }
+        };
+        let classes = [
+            class(20, 1, students(&[5, 2, 5]).into()),
+            class(21, 1, students(&[99, 3, 2]).into()),
+            class(22, 98, students(&[2]).into()),
+            class(23, 1, Bson::Array(vec![object(2).into(), "no id".into()])),
+            doc! { "_id": object(24), "teacherId": object(1) },
+        ];
+        database.collection("classes").insert_many(classes).await.unwrap();
+        let records = [
+            earlier(40, 20, 2, "absent"),
+            earlier(41, 20, 2, "present"),
+            earlier(42, 20, 2, "asleep"),
+            earlier(43, 97, 2, "late"),
+            doc! { "_id": object(44), "sessionId": object(90), "classId": object(20), "studentId": object(2), "status": "late" },
+        ];
+        database.collection("attendance_records").insert_many(records).await.unwrap();
+        let others = [earlier(39, 20, 5, "absent"), earlier(41, 20, 2, "present"), earlier(43, 97, 2, "absent")];
+        database.collection("attendance").insert_many(others).await.unwrap();
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    #[ignore = "needs MongoDB: cargo xtask test"]
+    async fn what_an_earlier_backend_left_is_carried_and_what_is_broken_is_named() {
+        let shelf = Shelf::new();
+        let (database, address) = database("left").await;
+        earlier_backend(&database).await;
+        let told = shelf.copy(&address, "copy.db").failed("11 things in the source break the rules");
+        let users = ["a text", &object(3).to_hex(), &object(4).to_hex()].map(|id| format!("users {id}"));
+        let classes = [21, 21, 22, 23, 24].map(|id| format!("classes {}", object(id).to_hex()));
+        let records = [42, 44].map(|id| format!("attendance_records {}", object(id).to_hex()));
+        let other = format!("attendance {}", object(43).to_hex());
+        let told_of = |told: &str, place: &String| told.replace('"', "").matches(place.as_str()).count();
+        for place in users.iter().chain(&classes).chain(&records).chain([&other]) {
+            assert!(told_of(&told, place) > 0, "{place} is not in\n{told}");
+        }
+        assert!(matches!(state(&shelf.file("copy.db")).await, State::Empty), "nothing was copied");
+
+        let (from, to) = (url(&address), url("copy.db"));
+        let said = shelf.run(&["copy", "--leave-out-broken", &from, &to]).succeeded();
+        for line in ["3  accounts", "3  classes", "4  enrolments", "0  sessions", "0  records", "4  earlier records"] {
+            assert!(said.contains(&format!(" {line} ")), "{line} is not in\n{said}");
+        }
+        let store = rollcall_store_sqlite::SqliteStore::open(
+            &shelf.file("copy.db"),
+            rollcall_store_sqlite::OpenMode::Tool,
+            SetClock::new(),
+        );
+        let (store, mongo) = (store.unwrap(), connect(&address).await.unwrap());
+        let user = |number: u8| UserId::from_bytes(object(number).bytes());
+        for (class, student) in [(20, 2), (20, 5), (21, 2), (97, 2)] {
+            let class = ClassId::from_bytes(object(class).bytes());
+            let (here, there) = (store.last_record(class, user(student)), mongo.last_record(class, user(student)));
+            assert_eq!(here.await.unwrap(), there.await.unwrap(), "{class} {student}");
+        }
+        assert_eq!(store.user(user(2)).await.unwrap(), mongo.user(user(2)).await.unwrap());
+        store.close().await;
+        mongo.close().await;
+
+        let (back, address) = super::mongodb::database("back").await;
+        assert_eq!(contents(&shelf.copy("copy.db", &address).succeeded()), contents(&said));
+        let found: Vec<Document> = back
+            .collection("attendance_records")
+            .find(doc! {})
+            .sort(doc! { "_id": 1 })
+            .await
+            .unwrap()
+            .try_collect()
+            .await
+            .unwrap();
+        assert_eq!(found[0], earlier(39, 20, 5, "absent"));
+    }
 }
