@@ -1,17 +1,20 @@
 //! The API's description, for people and for programs, from the binary and with no network.
 
+use std::borrow::Cow;
 use std::sync::{Arc, LazyLock};
 
 use axum::Router;
+use axum::body::Bytes;
 use axum::extract::Path;
-use axum::http::HeaderValue;
 use axum::http::header::{CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE};
+use axum::http::{HeaderMap, HeaderValue};
 use axum::response::{Html, IntoResponse, Response};
 use axum::routing::get;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 use utoipa_swagger_ui::Config;
 
+use super::packed::Packed;
 use crate::Api;
 use crate::error::ApiError;
 
@@ -27,10 +30,10 @@ const REDOC_POLICY: HeaderValue = HeaderValue::from_static(
      worker-src blob:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
 );
 
-static REDOC: LazyLock<String> =
-    LazyLock::new(|| aide::redoc::Redoc::new("/openapi.json").with_title("Rollcall API").html());
-static OPENAPI: LazyLock<String> = LazyLock::new(|| crate::openapi().to_json().unwrap_or_default());
-const ASYNCAPI: &str = include_str!("../../assets/asyncapi.json");
+static REDOC: LazyLock<Packed> =
+    LazyLock::new(|| Packed::pack(&aide::redoc::Redoc::new("/openapi.json").with_title("Rollcall API").html()));
+static OPENAPI: LazyLock<Packed> = LazyLock::new(|| Packed::pack(&crate::openapi().to_json().unwrap_or_default()));
+static ASYNCAPI: LazyLock<Packed> = LazyLock::new(|| Packed::pack(include_str!("../../assets/asyncapi.json")));
 
 /// The documents; the pages that show them are in [`router`].
 pub(super) fn routes() -> OpenApiRouter<Arc<Api>> {
@@ -56,16 +59,16 @@ fn js(text: &'static str) -> impl IntoResponse {
 #[utoipa::path(get, path = "/openapi.json", tag = "documentation", responses(
     (status = 200, description = "The OpenAPI 3.1 document", content_type = "application/json", body = Object),
 ))]
-async fn openapi() -> impl IntoResponse {
-    ([(CONTENT_TYPE, "application/json")], OPENAPI.as_str())
+async fn openapi(headers: HeaderMap) -> impl IntoResponse {
+    ([(CONTENT_TYPE, "application/json")], OPENAPI.answer(&headers))
 }
 
 /// The WebSocket events
 #[utoipa::path(get, path = "/asyncapi.json", tag = "documentation", responses(
     (status = 200, description = "The AsyncAPI 3.0 document", content_type = "application/json", body = Object),
 ))]
-async fn asyncapi() -> impl IntoResponse {
-    ([(CONTENT_TYPE, "application/json")], ASYNCAPI)
+async fn asyncapi(headers: HeaderMap) -> impl IntoResponse {
+    ([(CONTENT_TYPE, "application/json")], ASYNCAPI.answer(&headers))
 }
 
 /// This description as a page to try the calls on
@@ -80,17 +83,21 @@ async fn swagger() -> impl IntoResponse {
 #[utoipa::path(get, path = "/redoc", tag = "documentation", responses(
     (status = 200, description = "ReDoc", content_type = "text/html", body = String),
 ))]
-async fn redoc() -> impl IntoResponse {
-    ([(CONTENT_SECURITY_POLICY, REDOC_POLICY)], Html(REDOC.as_str()))
+async fn redoc(headers: HeaderMap) -> impl IntoResponse {
+    let kind = HeaderValue::from_static("text/html; charset=utf-8");
+    ([(CONTENT_SECURITY_POLICY, REDOC_POLICY), (CONTENT_TYPE, kind)], REDOC.answer(&headers))
 }
 
-async fn swagger_file(Path(file): Path<String>) -> Response {
-    match utoipa_swagger_ui::serve(&file, Arc::new(Config::from("/openapi.json"))) {
-        Ok(Some(found)) => {
-            let cache = HeaderValue::from_static("public, max-age=3600");
-            let kind = HeaderValue::from_str(&found.content_type).unwrap_or(HeaderValue::from_static("text/plain"));
-            ([(CONTENT_TYPE, kind), (CACHE_CONTROL, cache)], found.bytes.into_owned()).into_response()
-        }
-        _ => ApiError::NotFound.into_response(),
-    }
+async fn swagger_file(Path(file): Path<String>, headers: HeaderMap) -> Response {
+    let Ok(Some(found)) = utoipa_swagger_ui::serve(&file, Arc::new(Config::from("/openapi.json"))) else {
+        return ApiError::NotFound.into_response();
+    };
+    let kind = HeaderValue::from_str(&found.content_type).unwrap_or(HeaderValue::from_static("text/plain"));
+    let cache = HeaderValue::from_static("public, max-age=3600");
+    let bytes = match found.bytes {
+        Cow::Borrowed(bytes) => Bytes::from_static(bytes),
+        Cow::Owned(bytes) => bytes.into(),
+    };
+    let body = if found.gzpipped { Packed(bytes).answer(&headers) } else { bytes.into_response() };
+    ([(CONTENT_TYPE, kind), (CACHE_CONTROL, cache)], body).into_response()
 }

@@ -6,6 +6,7 @@
 mod class;
 mod docs;
 mod health;
+mod packed;
 mod session;
 mod user;
 

@@ -1,5 +1,7 @@
 //! What operators see: health, metrics, documentation, logs.
 
+use std::io::Read as _;
+
 use reqwest::Method;
 use serde_json::{Value, json};
 
@@ -139,6 +141,24 @@ async fn documentation_needs_no_network() {
             assets += 1;
         }
         assert!(assets > 0 || html.len() > 100_000, "{page} has nothing to show: {html}");
+    }
+}
+
+#[tokio::test]
+async fn the_documentation_is_sent_packed_to_those_who_take_that() {
+    let server = server().await;
+    let client = server.client();
+    for path in ["/docs/swagger-ui-bundle.js", "/docs/swagger-ui.css", "/redoc", "/openapi.json", "/asyncapi.json"] {
+        let plain = client.get(path).await;
+        assert_eq!((plain.status, plain.header("content-encoding")), (200, ""), "{path}");
+        assert_eq!(plain.header("vary"), "accept-encoding", "{path}");
+        let packed = client.call(Method::GET, path).header("accept-encoding", "br, gzip").send().await;
+        assert_eq!((packed.status, packed.header("content-encoding")), (200, "gzip"), "{path}");
+        assert_eq!(packed.header("content-type"), plain.header("content-type"), "{path}");
+        assert!(packed.body.len() < plain.body.len() / 2, "{path}: {} of {}", packed.body.len(), plain.body.len());
+        let mut unpacked = Vec::new();
+        flate2::read::GzDecoder::new(&*packed.body).read_to_end(&mut unpacked).unwrap();
+        assert!(unpacked == plain.body, "{path} unpacks to something else");
     }
 }
 
