@@ -3,6 +3,7 @@
 //! * [`test`]: every test with all that it needs.
 //! * [`soak`]: the tests that find more the longer they run.
 //! * [`fuzz`]: the fuzz targets, for a given time.
+//! * [`release_notes`]: what is new in a version.
 //! * [`bench`]: how fast Rollcall is, each figure beside a reference of the same run.
 //! * [`deploy`]: the image, the manifests and the workflows, tried or validated.
 
@@ -12,6 +13,7 @@ mod bench;
 mod cargo;
 mod deploy;
 mod fuzz;
+mod release_notes;
 mod soak;
 mod test;
 
@@ -36,6 +38,8 @@ enum Task {
     Bench(bench::Options),
     /// Build the image, run it, and try or validate all that is there to deploy it; ends with a table of the steps
     TestDeploy(deploy::Options),
+    /// Print what is new in a version: its section of the changelog
+    ReleaseNotes(release_notes::Options),
     /// What `bench` measures beside the server, as a process of its own
     #[command(hide = true)]
     BenchReference(bench::reference::Options),
@@ -48,6 +52,7 @@ fn main() -> anyhow::Result<()> {
         Task::Fuzz(options) => fuzz::run(&options),
         Task::Bench(options) => bench::run(&options),
         Task::TestDeploy(options) => deploy::run(&options),
+        Task::ReleaseNotes(options) => release_notes::run(&options),
         Task::BenchReference(options) => bench::reference::run(options),
     }
 }

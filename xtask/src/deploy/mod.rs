@@ -7,7 +7,9 @@
 //! that ends the step with the [`Unavailable`] reason, and the table shows it as skipped.
 
 mod image;
+mod manifests;
 mod tools;
+mod workflows;
 
 use std::fmt;
 use std::time::{Duration, Instant};
@@ -29,7 +31,13 @@ const fn step(name: &'static str, run: fn(&Deploy) -> anyhow::Result<String>) ->
 }
 
 /// What runs, in this order.
-const STEPS: [Step; 1] = [step("dockerfile", image::lint)];
+const STEPS: [Step; 5] = [
+    step("dockerfile", image::lint),
+    step("manifests", manifests::check),
+    Step { name: "manifests-versions", full: true, run: manifests::versions },
+    step("manifests-policy", manifests::policy),
+    step("workflows", workflows::check),
+];
 
 #[derive(clap::Args)]
 pub(crate) struct Options {

