@@ -11,6 +11,8 @@ use rollcall_core::{Error, FieldError};
 use serde::Serialize;
 use utoipa::ToSchema;
 
+use crate::middleware::in_request;
+
 /// After how many seconds a client may try again when nothing better is known.
 const RETRY_SOON: Duration = Duration::from_secs(1);
 
@@ -141,7 +143,7 @@ impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let ((status, error), details, retry_after) = match self {
             Self::Service(error) => {
-                log_failure(&error);
+                in_request(|| log_failure(&error));
                 let public = public(&error);
                 let retry_after = match &error {
                     Error::Busy { retry_after } => Some(*retry_after),

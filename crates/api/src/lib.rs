@@ -93,6 +93,7 @@ pub struct Api {
     metrics: Option<MetricsRoute>,
     /// Commands whose sender named them: the answer to each carries its name.
     named: ws::NamedCommands,
+    figures: middleware::Figures,
     following: watch::Sender<bool>,
     draining: AtomicBool,
 }
@@ -110,6 +111,7 @@ impl Api {
             limit_hasher: RandomState::new(),
             metrics: config.metrics,
             named: ws::NamedCommands::default(),
+            figures: middleware::Figures::default(),
             following: watch::Sender::new(false),
             draining: AtomicBool::new(false),
         })

@@ -2,44 +2,113 @@
 //! even where a handler breaks.
 
 use std::any::Any;
+use std::collections::HashMap;
+use std::convert::Infallible;
+use std::panic::AssertUnwindSafe;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Instant;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
 
 use axum::Router;
-use axum::extract::{MatchedPath, Request, State};
+use axum::extract::{MatchedPath, Request};
 use axum::http::{HeaderName, HeaderValue, Method, StatusCode, header};
-use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
-use rollcall_core::Error;
-use tower_http::catch_panic::CatchPanicLayer;
-use tracing::Instrument;
+use axum::routing::Route;
+use futures_util::FutureExt;
+use metrics::{Counter, Histogram};
+use parking_lot::RwLock;
+use rollcall_core::{Error, ObjectId};
+use tower::{Service, layer};
+use tracing::Span;
 
 use crate::Api;
 use crate::error::ApiError;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+/// As many headers as are added here, and room for what hyper adds.
+const HEADERS: usize = 8;
+
+tokio::task_local! {
+    /// The request that the present task answers.
+    static ASKED: Asked;
+}
 
 /// `router` with all of this around it.
 pub(crate) fn wrap(router: Router<Arc<Api>>, api: &Arc<Api>) -> Router<Arc<Api>> {
-    router.layer(CatchPanicLayer::custom(panicked)).layer(axum::middleware::from_fn_with_state(Arc::clone(api), around))
+    let api = Arc::clone(api);
+    router.layer(layer::layer_fn(move |route| Around { route, api: Arc::clone(&api) }))
 }
 
-async fn around(State(api): State<Arc<Api>>, request: Request, next: Next) -> Response {
-    let began = Instant::now();
-    let method = method_name(request.method());
-    // The route's pattern and never the address itself: that may hold a token, and figures by address would not end.
-    let route = request.extensions().get::<MatchedPath>().cloned();
-    let route = route.as_ref().map_or("none", MatchedPath::as_str).to_owned();
-    let id = api.services.ids.next(api.services.clock.now()).to_string();
-    let span = tracing::info_span!("request", %id, method, route);
+/// Runs `log` in the span of the request that is being answered, if one is. A span is made only where something is
+/// logged: it costs more than a small call does.
+pub(crate) fn in_request<T>(log: impl FnOnce() -> T) -> T {
+    ASKED.try_with(Asked::span).unwrap_or_else(|_| Span::none()).in_scope(log)
+}
 
-    let mut response = next.run(request).instrument(span.clone()).await;
+/// What is known of a request before it is answered.
+#[derive(Clone)]
+struct Asked {
+    id: ObjectId,
+    method: &'static str,
+    route: Option<MatchedPath>,
+}
 
-    let elapsed = began.elapsed();
-    let status = response.status();
-    let headers = response.headers_mut();
-    if let Ok(id) = HeaderValue::from_str(&id) {
+impl Asked {
+    /// The route's pattern and never the address itself: that may hold a token, and figures by address would not end.
+    fn route(&self) -> &str {
+        self.route.as_ref().map_or("none", MatchedPath::as_str)
+    }
+
+    fn span(&self) -> Span {
+        tracing::info_span!("request", id = %self.id, method = self.method, route = self.route())
+    }
+}
+
+/// A route with all of this around it.
+#[derive(Clone)]
+struct Around {
+    route: Route,
+    api: Arc<Api>,
+}
+
+impl Service<Request> for Around {
+    type Response = Response;
+    type Error = Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<Response, Infallible>> + Send>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        <Route as Service<Request>>::poll_ready(&mut self.route, cx)
+    }
+
+    fn call(&mut self, request: Request) -> Self::Future {
+        let began = Instant::now();
+        let api = Arc::clone(&self.api);
+        let asked = Asked {
+            id: api.services.ids.next(api.services.clock.now()),
+            method: method_name(request.method()),
+            route: request.extensions().get::<MatchedPath>().cloned(),
+        };
+        let answer = AssertUnwindSafe(self.route.call(request)).catch_unwind();
+        let answer = ASKED.scope(asked.clone(), async move {
+            let Ok(answer) = answer.await.unwrap_or_else(|panic| Ok(panicked(&*panic)));
+            answer
+        });
+        Box::pin(async move {
+            let mut answer = answer.await;
+            finish(&api, &asked, &mut answer, began.elapsed());
+            Ok(answer)
+        })
+    }
+}
+
+/// Adds the headers to an answer, and counts it.
+fn finish(api: &Api, asked: &Asked, answer: &mut Response, elapsed: Duration) {
+    let status = answer.status();
+    let headers = answer.headers_mut();
+    headers.reserve(HEADERS);
+    if let Ok(id) = HeaderValue::from_str(&asked.id.to_string()) {
         headers.insert(REQUEST_ID, id);
     }
     headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
@@ -49,16 +118,56 @@ async fn around(State(api): State<Arc<Api>>, request: Request, next: Next) -> Re
     if api.draining.load(Ordering::Relaxed) && status != StatusCode::SWITCHING_PROTOCOLS {
         headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
-    span.in_scope(|| {
-        tracing::debug!(
-            status = status.as_u16(),
-            micros = u64::try_from(elapsed.as_micros()).unwrap_or(u64::MAX),
-            "answered"
-        );
-    });
-    metrics::counter!("rollcall_http_requests_total", "route" => route.clone(), "method" => method, "status" => status_name(status.as_u16())).increment(1);
-    metrics::histogram!("rollcall_http_request_seconds", "route" => route, "method" => method).record(elapsed);
-    response
+    let status = status.as_u16();
+    if tracing::enabled!(tracing::Level::DEBUG) {
+        asked.span().in_scope(|| {
+            let micros = u64::try_from(elapsed.as_micros()).unwrap_or(u64::MAX);
+            tracing::debug!(status, micros, "answered");
+        });
+    }
+    api.figures.count(asked, status_name(status), elapsed);
+}
+
+/// The figures of the answers, kept by route: to look them up by their labels costs more than to count.
+#[derive(Default)]
+pub(crate) struct Figures(RwLock<HashMap<String, Vec<Figure>>>);
+
+/// The answers of one kind on a route.
+struct Figure {
+    method: &'static str,
+    status: &'static str,
+    requests: Counter,
+    seconds: Histogram,
+}
+
+impl Figures {
+    fn count(&self, asked: &Asked, status: &'static str, elapsed: Duration) {
+        let counted = self.0.read().get(asked.route()).is_some_and(|figures| {
+            let figure = figures.iter().find(|figure| figure.status == status && figure.method == asked.method);
+            figure.map(|figure| figure.count(elapsed)).is_some()
+        });
+        if !counted {
+            let figure = Figure::new(asked.route().to_owned(), asked.method, status);
+            figure.count(elapsed);
+            // Two at once may both come here. What they count is one figure all the same.
+            self.0.write().entry(asked.route().to_owned()).or_default().push(figure);
+        }
+    }
+}
+
+impl Figure {
+    fn new(route: String, method: &'static str, status: &'static str) -> Self {
+        let seconds =
+            metrics::histogram!("rollcall_http_request_seconds", "route" => route.clone(), "method" => method);
+        let requests =
+            metrics::counter!("rollcall_http_requests_total", "route" => route, "method" => method, "status" => status);
+        Self { method, status, requests, seconds }
+    }
+
+    fn count(&self, elapsed: Duration) {
+        self.requests.increment(1);
+        self.seconds.record(elapsed);
+    }
 }
 
 /// Methods by name; whatever else a client makes up is one.
@@ -94,8 +203,7 @@ fn status_name(status: u16) -> &'static str {
     }
 }
 
-#[expect(clippy::needless_pass_by_value, reason = "the layer's signature")]
-fn panicked(panic: Box<dyn Any + Send>) -> Response {
+fn panicked(panic: &(dyn Any + Send)) -> Response {
     let text = panic.downcast_ref::<String>().map(String::as_str);
     let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("unknown");
     metrics::counter!("rollcall_panics_total").increment(1);

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation};
+use quick_cache::sync::Cache;
 use rollcall_core::user::Account;
 use rollcall_core::{Error, Ids, Timestamp, UserId};
 use secrecy::{ExposeSecret, SecretSlice};
@@ -10,6 +11,9 @@ use serde::{Deserialize, Serialize};
 
 /// How far the clocks of two servers may be apart, in seconds.
 const LEEWAY_SECONDS: i64 = 60;
+
+/// How many tokens are remembered; some 400 bytes each.
+const REMEMBERED: usize = 16_384;
 
 /// What a token says. All members must be there.
 #[derive(Debug, Serialize, Deserialize)]
@@ -41,6 +45,19 @@ pub(crate) struct Tokens {
     decoding: DecodingKey,
     validation: Validation,
     ttl: Duration,
+    /// What lately seen tokens say, of those that this server or another with its key signed. Checking a signature and
+    /// reading the claims costs more than all else that is done for a small call.
+    good: Cache<Box<str>, Good>,
+}
+
+/// What a token says whose signature is right.
+#[derive(Clone, Copy)]
+struct Good {
+    user_id: UserId,
+    version: u32,
+    /// In seconds, as `exp`.
+    iat: i64,
+    exp: i64,
 }
 
 impl Tokens {
@@ -57,6 +74,7 @@ impl Tokens {
             decoding: DecodingKey::from_secret(secret.expose_secret()),
             validation,
             ttl,
+            good: Cache::new(REMEMBERED),
         }
     }
 
@@ -78,16 +96,29 @@ impl Tokens {
 
     /// Checks signature, algorithm, claims and times. Whether the account still stands is not known here.
     pub(crate) fn verify(&self, token: &str, now: Timestamp) -> Result<Bearer, Error> {
+        let good = if let Some(good) = self.good.get(token) {
+            good
+        } else {
+            let good = self.read(token)?;
+            self.good.insert(token.into(), good);
+            good
+        };
+        // Never remembered: this changes with the time.
+        let seconds = now.millis().div_euclid(1000);
+        if good.iat > seconds.saturating_add(LEEWAY_SECONDS) || good.exp <= seconds.saturating_sub(LEEWAY_SECONDS) {
+            return Err(Error::Unauthenticated);
+        }
+        let expires_at = Timestamp::from_millis(good.exp.saturating_mul(1000));
+        Ok(Bearer { user_id: good.user_id, version: good.version, expires_at })
+    }
+
+    /// Checks what stays as it is as long as the token is the same: signature, algorithm, claims.
+    fn read(&self, token: &str) -> Result<Good, Error> {
         let claims = jsonwebtoken::decode::<Claims>(token, &self.decoding, &self.validation)
             .map_err(|_| Error::Unauthenticated)?
             .claims;
-        let seconds = now.millis().div_euclid(1000);
-        if claims.iat > seconds.saturating_add(LEEWAY_SECONDS) || claims.exp <= seconds.saturating_sub(LEEWAY_SECONDS) {
-            return Err(Error::Unauthenticated);
-        }
         let user_id = UserId::parse(&claims.id).ok_or(Error::Unauthenticated)?;
-        let expires_at = Timestamp::from_millis(claims.exp.saturating_mul(1000));
-        Ok(Bearer { user_id, version: claims.ver, expires_at })
+        Ok(Good { user_id, version: claims.ver, iat: claims.iat, exp: claims.exp })
     }
 }
 
@@ -130,6 +161,24 @@ mod tests {
         let bearer = tokens().verify(&token, NOW).unwrap();
         assert_eq!((bearer.user_id, bearer.version), (account.id, 7));
         assert_eq!(bearer.expires_at.millis(), 1_700_086_400_000);
+    }
+
+    #[test]
+    fn a_remembered_token_ends_in_time_and_lends_nothing_to_others() {
+        let tokens = tokens();
+        let token = sign(Algorithm::HS256, SECRET, &claims());
+        let end = Timestamp::from_millis(1_700_086_460_000);
+        for _ in 0..2 {
+            assert!(tokens.verify(&token, NOW).is_ok());
+        }
+        assert!(tokens.verify(&token, end.before(Duration::from_millis(1))).is_ok());
+        assert!(tokens.verify(&token, end).is_err(), "expired");
+        assert!(tokens.verify(&token, NOW.before(Duration::from_mins(2))).is_err(), "from the future");
+        assert!(tokens.verify(&token, NOW).is_ok(), "good again by a clock that was set back");
+        let forged = sign(Algorithm::HS256, b"another secret of thirty-two byte", &claims());
+        for _ in 0..2 {
+            assert!(tokens.verify(&forged, NOW).is_err(), "the same claims under another key");
+        }
     }
 
     #[test]

@@ -17,6 +17,7 @@ use crate::Api;
 use crate::error::ApiError;
 use crate::extract::{As, Body, ClientAddress, PageOf, PageQuery};
 use crate::limits::network;
+use crate::middleware::in_request;
 use crate::model::{Envelope, LoginBody, PersonOut, SignupBody, SignupRole, TokenOut, UserOut};
 
 pub(super) fn routes() -> OpenApiRouter<Arc<Api>> {
@@ -63,7 +64,7 @@ async fn sign_up(
         code: body.signup_code.map(Into::into),
     };
     let account = api.services.accounts.sign_up(wanted).await?;
-    tracing::info!(user = %account.id, role = %account.role, "signed up");
+    in_request(|| tracing::info!(user = %account.id, role = %account.role, "signed up"));
     Ok((StatusCode::CREATED, ok(UserOut::from(&account))))
 }
 
