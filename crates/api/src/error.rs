@@ -34,6 +34,9 @@ pub(crate) enum ApiError {
     /// The body is larger than [`crate::extract::MAX_BODY_BYTES`].
     #[error("request too large")]
     TooLarge,
+    /// The server was told to end: asked for on purpose, and no news in the log.
+    #[error("shutting down")]
+    ShuttingDown,
     /// A limit is used up.
     #[error("too many requests")]
     TooManyRequests {
@@ -159,6 +162,9 @@ impl IntoResponse for ApiError {
             Self::NotFound => ((StatusCode::NOT_FOUND, "Not found"), Vec::new(), None),
             Self::MethodNotAllowed => ((StatusCode::METHOD_NOT_ALLOWED, "Method not allowed"), Vec::new(), None),
             Self::TooLarge => ((StatusCode::PAYLOAD_TOO_LARGE, "Request too large"), Vec::new(), None),
+            Self::ShuttingDown => {
+                ((StatusCode::SERVICE_UNAVAILABLE, "Service unavailable"), Vec::new(), Some(RETRY_SOON))
+            }
             Self::TooManyRequests { retry_after } => {
                 ((StatusCode::TOO_MANY_REQUESTS, "Too many requests"), Vec::new(), Some(retry_after))
             }

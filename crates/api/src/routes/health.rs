@@ -93,7 +93,7 @@ async fn live() -> axum::Json<Envelope<Health>> {
 ))]
 async fn ready(State(api): State<Arc<Api>>) -> Answer<Health> {
     if api.draining.load(Ordering::Relaxed) {
-        return Err(StoreError::Unavailable("the server is shutting down".into()).into());
+        return Err(ApiError::ShuttingDown);
     }
     if !*api.following.borrow() {
         return Err(StoreError::Unavailable("the committed stream is not followed".into()).into());

@@ -127,6 +127,7 @@ async fn a_server_that_delays_its_end_is_not_ready_and_serves_on() {
     room.server.logged("ending").await;
     let answer = room.client.get("/health/ready").await;
     answer.refused(503, "Service unavailable");
+    assert!(!room.server.logs().contains("WARN"), "an order that is followed is no failure");
     assert_eq!(answer.header("connection"), "close", "a proxy is told to let go of its connections");
     room.client.get("/health/live").await.ok();
     room.teacher.start(&room.class).await;
