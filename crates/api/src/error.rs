@@ -11,6 +11,7 @@ use rollcall_core::{Error, FieldError};
 use serde::Serialize;
 use utoipa::ToSchema;
 
+use crate::metric;
 use crate::middleware::in_request;
 
 /// After how many seconds a client may try again when nothing better is known.
@@ -120,8 +121,12 @@ pub(crate) fn socket_text(error: &Error) -> &'static str {
     }
 }
 
-/// Logs an error that is Rollcall's own fault, or the database's, with its cause; others are the client's business.
+/// Logs and counts an error that is Rollcall's own fault, or the database's, with its cause; others are the client's
+/// business.
 pub(crate) fn log_failure(error: &Error) {
+    if let Some(kind) = metric::Failure::of(error) {
+        metric::failures(kind).increment(1);
+    }
     match error {
         Error::Store(failure @ StoreError::Internal(cause)) => {
             tracing::error!(error = %failure, cause = %chain(cause.as_ref()), "a call failed");

@@ -16,6 +16,7 @@ use rollcall_realtime::{Key, Message, Tier, close};
 use tokio_util::sync::CancellationToken;
 
 use crate::Api;
+use crate::metric;
 use crate::ws::{Seat, protocol, tier};
 
 /// How long to wait before a store that is away is asked again.
@@ -39,6 +40,8 @@ impl Api {
             self.hub.publish(info.class_id.bytes(), info.revision.0, None);
         }
         self.following.send_replace(true);
+        let alive_at = metrics::gauge!("rollcall_stream_alive_timestamp_seconds");
+        alive_at.set(self.services.clock.now().millis() as f64 / 1000.0);
         loop {
             let item = tokio::select! {
                 () = cancel.cancelled() => None,
@@ -48,7 +51,10 @@ impl Api {
             let step = async {
                 match item {
                     // A batch proves nothing of its own time: many may have waited.
-                    Followed::Alive => self.services.directory.alive(),
+                    Followed::Alive => {
+                        self.services.directory.alive();
+                        alive_at.set(self.services.clock.now().millis() as f64 / 1000.0);
+                    }
                     Followed::Batch(batch) => self.tell(&batch, &mut told).await?,
                     Followed::Lost => self.catch_up(&mut told).await?,
                 }
@@ -125,6 +131,7 @@ impl Api {
         told: &mut Told,
         publications: &mut Vec<Publication>,
     ) -> Result<(), StoreError> {
+        metric::stream_reloads("session").increment(1);
         tracing::warn!(class = %class_id, session = %session_id, "events of a session were missed; it is loaded again");
         match answered(|| self.services.store.open_session(class_id)).await? {
             Some(session) if session.info().id == session_id => tell_difference(&session, told, publications),
@@ -156,6 +163,7 @@ impl Api {
 
     /// After changes were lost: nothing is believed, and everybody connected is brought to what stands.
     async fn catch_up(self: &Arc<Self>, told: &mut Told) -> Result<(), StoreError> {
+        metric::stream_reloads("everything").increment(1);
         tracing::warn!("changes were lost; everything is loaded again");
         self.services.directory.lost();
         for user in self.hub.connected_users() {

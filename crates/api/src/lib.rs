@@ -9,6 +9,7 @@ mod feed;
 #[doc(hidden)]
 pub mod fuzzing;
 mod limits;
+mod metric;
 mod middleware;
 mod model;
 mod openapi;
@@ -26,7 +27,7 @@ use axum::Router;
 use axum::http::{HeaderValue, Method, header};
 use axum::response::IntoResponse;
 use ipnet::IpNet;
-use metrics_exporter_prometheus::PrometheusHandle;
+use metrics::Histogram;
 use rollcall_core::service::Services;
 use rollcall_realtime::Hub;
 use secrecy::SecretSlice;
@@ -54,11 +55,14 @@ pub struct ApiConfig {
     pub metrics: Option<MetricsRoute>,
 }
 
+/// Gives the figures of the process in Prometheus's text format.
+pub type Exposition = Arc<dyn Fn() -> String + Send + Sync>;
+
 /// Where the figures for Prometheus are shown.
 pub enum MetricsRoute {
     /// At `/metrics`, to loopback peers alone.
-    LoopbackOnly(PrometheusHandle),
-    /// On an address of its own, by [`metrics_router`].
+    LoopbackOnly(Exposition),
+    /// On an address of its own, by [`Api::metrics_router`].
     Elsewhere,
 }
 
@@ -94,6 +98,7 @@ pub struct Api {
     /// Commands whose sender named them: the answer to each carries its name.
     named: ws::NamedCommands,
     figures: middleware::Figures,
+    command_seconds: Histogram,
     following: watch::Sender<bool>,
     draining: AtomicBool,
 }
@@ -101,6 +106,7 @@ pub struct Api {
 impl Api {
     /// The doors to `services`, with sockets in `hub`.
     pub fn new(services: Arc<Services>, hub: Arc<Hub>, config: ApiConfig) -> Arc<Self> {
+        metric::describe();
         Arc::new(Self {
             services,
             hub,
@@ -112,6 +118,7 @@ impl Api {
             metrics: config.metrics,
             named: ws::NamedCommands::default(),
             figures: middleware::Figures::default(),
+            command_seconds: metric::command_seconds(),
             following: watch::Sender::new(false),
             draining: AtomicBool::new(false),
         })
@@ -130,6 +137,14 @@ impl Api {
             None => router,
         }
         .with_state(Arc::clone(self))
+    }
+
+    /// The figures for Prometheus on an address of their own.
+    pub fn metrics_router(self: &Arc<Self>, figures: Exposition) -> Router {
+        let api = Arc::clone(self);
+        Router::new()
+            .route("/metrics", axum::routing::get(async move || routes::metrics(&api, &figures).await))
+            .fallback(async || ApiError::NotFound.into_response())
     }
 
     /// Resolves once [`follow`](Self::follow) hears everything: a socket that opened before could miss an event.
@@ -167,11 +182,4 @@ impl Api {
     fn limits_key(&self, email: &str) -> u64 {
         self.limit_hasher.hash_one(email)
     }
-}
-
-/// The figures for Prometheus on an address of their own.
-pub fn metrics_router(handle: PrometheusHandle) -> Router {
-    Router::new()
-        .route("/metrics", axum::routing::get(async move || routes::metrics(&handle)))
-        .fallback(async || ApiError::NotFound.into_response())
 }

@@ -206,6 +206,5 @@ fn status_name(status: u16) -> &'static str {
 fn panicked(panic: &(dyn Any + Send)) -> Response {
     let text = panic.downcast_ref::<String>().map(String::as_str);
     let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("unknown");
-    metrics::counter!("rollcall_panics_total").increment(1);
     ApiError::from(Error::Internal(format!("a handler panicked: {text}"))).into_response()
 }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
-use rollcall_api::{Api, ApiConfig, MetricsRoute, metrics_router};
+use rollcall_api::{Api, ApiConfig, Exposition, MetricsRoute};
 use rollcall_core::Clock;
 use rollcall_core::service::{Ports, Services, TeacherSignup};
 use rollcall_realtime::{Hub, HubConfig, close};
@@ -75,7 +75,8 @@ async fn run(config: Config, files: usize) -> anyhow::Result<()> {
     // Heard and not obeyed: at a limit on the size of files a write then fails, as on a full disk, and nothing ends.
     let _ = signal(SignalKind::from_raw(Number::XFSZ.as_raw())).context("signals cannot be heard")?;
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::start());
-    let metrics = telemetry::start_metrics(&*clock)?;
+    let figures = telemetry::start_metrics(&*clock, config.database.file().cloned())?;
+    let figures: Exposition = Arc::new(move || figures.show());
 
     let database = config.database.open(OpenMode::Serve, Arc::clone(&clock)).await?;
     let jwt_secret = match (config.jwt_secret.clone(), config.database.file()) {
@@ -89,7 +90,9 @@ async fn run(config: Config, files: usize) -> anyhow::Result<()> {
     let bounds = HubConfig::default();
     let max_per_user = if config.limits { bounds.max_per_user } else { usize::MAX };
     let hub = Hub::new(HubConfig { max_per_user, ..bounds });
-    let listener = bind("LISTEN_ADDR", config.listen, files.saturating_sub(OWN_FILES).max(OWN_FILES))?;
+    let most = files.saturating_sub(OWN_FILES).max(OWN_FILES);
+    let listener = bind("LISTEN_ADDR", config.listen, most)?;
+    metrics::gauge!("rollcall_connections_limit").set(most as f64);
     let address = listener.address()?;
     let metrics_listener = match config.metrics {
         Some(metrics) => Some(bind("METRICS_ADDR", metrics, METRICS_CONNECTIONS)?),
@@ -107,7 +110,7 @@ async fn run(config: Config, files: usize) -> anyhow::Result<()> {
             limits: config.limits,
             metrics: Some(match &metrics_listener {
                 Some(_) => MetricsRoute::Elsewhere,
-                None => MetricsRoute::LoopbackOnly(metrics.clone()),
+                None => MetricsRoute::LoopbackOnly(Arc::clone(&figures)),
             }),
         },
     );
@@ -123,7 +126,7 @@ async fn run(config: Config, files: usize) -> anyhow::Result<()> {
     let taking = server.connections.clone();
     tokio::spawn(listener.run(server.api.router(), server.stop.clone(), taking.clone()));
     if let Some(listener) = metrics_listener {
-        tokio::spawn(listener.run(metrics_router(metrics), server.stop.clone(), taking));
+        tokio::spawn(listener.run(server.api.metrics_router(figures), server.stop.clone(), taking));
     }
     announce(&config, address, metrics_address);
 

@@ -92,4 +92,9 @@ fn describe_metrics() {
     metrics::describe_gauge!("rollcall_store_queue_depth", Unit::Count, "Commands that wait for their answer.");
     metrics::describe_counter!("rollcall_marks_total", Unit::Count, "Marks that were made durable.");
     metrics::describe_gauge!("rollcall_sessions_open", Unit::Count, "Sessions that are open.");
+    // Shown from the start, before there is anything to tell.
+    let _ = metrics::histogram!("rollcall_commit_batch_size");
+    let _ = metrics::histogram!("rollcall_commit_seconds");
+    let _ = metrics::gauge!("rollcall_store_queue_depth");
+    let _ = metrics::counter!("rollcall_marks_total");
 }

@@ -8,6 +8,7 @@
 
 mod image;
 mod manifests;
+mod monitoring;
 mod tools;
 mod workflows;
 
@@ -31,12 +32,13 @@ const fn step(name: &'static str, run: fn(&Deploy) -> anyhow::Result<String>) ->
 }
 
 /// What runs, in this order.
-const STEPS: [Step; 5] = [
+const STEPS: [Step; 6] = [
     step("dockerfile", image::lint),
     step("manifests", manifests::check),
     Step { name: "manifests-versions", full: true, run: manifests::versions },
     step("manifests-policy", manifests::policy),
     step("workflows", workflows::check),
+    step("monitoring", monitoring::monitoring),
 ];
 
 #[derive(clap::Args)]

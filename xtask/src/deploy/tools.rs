@@ -58,6 +58,45 @@ impl Tools {
         }
         Ok(path)
     }
+
+    /// The folder with what is in a Debian package, such as `usr/bin/promtool` of `prometheus`. The package is unpacked
+    /// and not installed: nothing is started, nothing asks for root, and what it depends on is left out.
+    pub(super) fn debian(&self, package: &str) -> anyhow::Result<PathBuf> {
+        let folder = self.folder.join("debian").join(package);
+        if !folder.exists() {
+            let make = || {
+                let part = folder.with_extension("part");
+                if part.exists() {
+                    std::fs::remove_dir_all(&part)?;
+                }
+                std::fs::create_dir_all(&part)?;
+                // A machine that has never asked does not know what there is.
+                if download(package, &part).is_err() {
+                    cargo::run(Command::new("apt-get").args(["-q", "update"]))?;
+                    download(package, &part)?;
+                }
+                let files: Vec<_> = part.read_dir()?.collect::<Result<_, _>>()?;
+                for file in files {
+                    let file = file.path();
+                    cargo::run(Command::new("dpkg").arg("-x").arg(&file).arg(&part))?;
+                    std::fs::remove_file(file)?;
+                }
+                Ok(std::fs::rename(&part, &folder)?)
+            };
+            make().map_err(|error: anyhow::Error| {
+                unavailable(format!("Debian's {package} cannot be fetched (needs apt-get and dpkg): {error:#}"))
+            })?;
+        }
+        Ok(folder)
+    }
+}
+
+/// Debian's package in the present folder, as a file.
+fn download(package: &str, folder: &Path) -> anyhow::Result<()> {
+    let mut apt = Command::new("apt-get");
+    // Without it root's downloads warn that another user cannot write here.
+    apt.args(["-q", "-o", "APT::Sandbox::User=root", "download", package]).current_dir(folder);
+    cargo::run(&mut apt)
 }
 
 /// Runs a command without showing what it says, and answers with what it wrote. The error holds both streams.

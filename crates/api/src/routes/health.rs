@@ -8,7 +8,6 @@ use std::time::Duration;
 use axum::extract::{ConnectInfo, Request, State};
 use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse, Response};
-use metrics_exporter_prometheus::PrometheusHandle;
 use rollcall_core::store::StoreError;
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -18,7 +17,7 @@ use utoipa_axum::routes;
 use super::{Answer, ok};
 use crate::error::{ApiError, ErrorBody};
 use crate::model::Envelope;
-use crate::{Api, MetricsRoute};
+use crate::{Api, Exposition, MetricsRoute};
 
 /// How long the database may take to prove itself alive.
 const READY_TIMEOUT: Duration = Duration::from_secs(3);
@@ -92,6 +91,11 @@ async fn live() -> axum::Json<Envelope<Health>> {
     (status = 503, description = "`Service unavailable`", body = ErrorBody),
 ))]
 async fn ready(State(api): State<Arc<Api>>) -> Answer<Health> {
+    check(&api).await?;
+    Ok(ok(Health { status: "ok" }))
+}
+
+async fn check(api: &Api) -> Result<(), ApiError> {
     if api.draining.load(Ordering::Relaxed) {
         return Err(ApiError::ShuttingDown);
     }
@@ -101,7 +105,7 @@ async fn ready(State(api): State<Arc<Api>>) -> Answer<Health> {
     tokio::time::timeout(READY_TIMEOUT, api.services.store.ping())
         .await
         .map_err(|_| StoreError::Unavailable("the database does not answer".into()))??;
-    Ok(ok(Health { status: "ok" }))
+    Ok(())
 }
 
 /// Figures for Prometheus
@@ -117,12 +121,14 @@ async fn own_metrics(State(api): State<Arc<Api>>, request: Request) -> Response 
     let proxied = PROXIES_SAY.iter().any(|name| request.headers().contains_key(*name));
     let local = !proxied && peer.is_some_and(|ConnectInfo(peer)| peer.ip().to_canonical().is_loopback());
     match &api.metrics {
-        Some(MetricsRoute::LoopbackOnly(handle)) if local => metrics(handle),
+        Some(MetricsRoute::LoopbackOnly(figures)) if local => metrics(&api, figures).await,
         _ => ApiError::NotFound.into_response(),
     }
 }
 
-/// The figures of `handle` as an answer.
-pub(crate) fn metrics(handle: &PrometheusHandle) -> Response {
-    ([(CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], handle.render()).into_response()
+/// The figures as an answer, with whether the server is ready as of now. That takes [`READY_TIMEOUT`] at most.
+pub(crate) async fn metrics(api: &Api, figures: &Exposition) -> Response {
+    let ready = check(api).await.is_ok();
+    metrics::gauge!("rollcall_ready").set(f64::from(u8::from(ready)));
+    ([(CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], figures()).into_response()
 }

@@ -17,6 +17,7 @@ use crate::Api;
 use crate::error::ApiError;
 use crate::extract::{As, Body, ClientAddress, PageOf, PageQuery};
 use crate::limits::network;
+use crate::metric;
 use crate::middleware::in_request;
 use crate::model::{Envelope, LoginBody, PersonOut, SignupBody, SignupRole, TokenOut, UserOut};
 
@@ -122,7 +123,7 @@ async fn checked_login(api: &Api, address: Option<std::net::IpAddr>, body: Login
     let attempt = match &api.limits {
         Some(limits) => {
             let refused = |retry_after| {
-                metrics::counter!("rollcall_logins_refused_total", "why" => "limit").increment(1);
+                metric::logins_refused("limit").increment(1);
                 ApiError::TooManyRequests { retry_after }
             };
             let now = api.services.clock.monotonic();
@@ -138,7 +139,7 @@ async fn checked_login(api: &Api, address: Option<std::net::IpAddr>, body: Login
     let outcome = api.services.accounts.log_in(&body.email, body.password.into()).await;
     match (&outcome, attempt) {
         (Err(Error::InvalidCredentials), attempt) => {
-            metrics::counter!("rollcall_logins_refused_total", "why" => "credentials").increment(1);
+            metric::logins_refused("credentials").increment(1);
             if let (Some((limits, _)), Some(address)) = (attempt, address.map(network)) {
                 limits.logins_of_address.charge(address, api.services.clock.monotonic());
             }

@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
@@ -117,13 +117,14 @@ impl Door {
             let (command, origin) = (command.clone(), origin.clone());
             Named::new(&self.api, connection.id(), self.user, id.clone(), target, command, origin)
         });
+        let began = Instant::now();
         match attendance.submit(teacher, class, command, origin).await {
             Ok(pending) => {
                 let door = Arc::clone(self);
                 let request_id = request_id.cloned();
-                Handled::Reply(Box::pin(
-                    async move { door.outcome(&connection, pending, named, request_id.as_ref()).await },
-                ))
+                Handled::Reply(Box::pin(async move {
+                    door.outcome(&connection, pending, began, named, request_id.as_ref()).await
+                }))
             }
             Err(error) => answer(failure(&error, request_id)),
         }
@@ -136,6 +137,7 @@ impl Door {
         &self,
         connection: &Connection,
         mut pending: Pending,
+        began: Instant,
         named: Option<Named>,
         request_id: Option<&Value>,
     ) -> Option<Frame> {
@@ -149,6 +151,7 @@ impl Door {
             }
             pending.await
         };
+        self.api.command_seconds.record(began.elapsed());
         match outcome {
             Ok(committed) => {
                 let change = &committed.change;

@@ -166,10 +166,10 @@ async fn open(
     let seat = Seat { version: bearer.version, role: member.account().role };
     let user = member.id();
     // Registered before the upgrade answers: from the answer on the client misses nothing.
-    let registration = api
-        .hub
-        .register(user.bytes(), seat.tag())
-        .map_err(|_| ApiError::TooManyRequests { retry_after: RETRY_TOO_MANY })?;
+    let registration = api.hub.register(user.bytes(), seat.tag()).map_err(|_| {
+        metrics::counter!("rollcall_sockets_refused_total").increment(1);
+        ApiError::TooManyRequests { retry_after: RETRY_TOO_MANY }
+    })?;
     let config = SocketConfig { expires_in: Some(remaining(bearer, now)), ..SocketConfig::default() };
     let mut missed = Missed::of(since);
     join(&api, &registration, user, seat.role, &mut missed).await?;

@@ -1,5 +1,6 @@
 //! What operators see: health, metrics, documentation, logs.
 
+use std::collections::BTreeSet;
 use std::io::Read as _;
 
 use reqwest::Method;
@@ -60,6 +61,36 @@ async fn metrics_tell_what_happens() {
     ] {
         assert!(text.contains(what), "nothing about {what:?} in\n{text}");
     }
+}
+
+/// Names in the list of `docs/operate.md` that a server shows only where there is something to tell.
+const SHOWN_WHERE_CONFIGURED: [&str; 0] = [];
+
+#[tokio::test]
+async fn every_figure_is_described_and_documented() {
+    let operate = include_str!("../../../../docs/operate.md");
+    let (_, table) = operate.split_once("| metric | kind | unit | labels |").unwrap();
+    let rows = table.lines().skip(2).take_while(|line| line.starts_with('|'));
+    let documented: BTreeSet<_> = rows
+        .map(|row| {
+            let mut cells = row.trim_matches('|').split('|').map(|cell| cell.trim().trim_matches('`'));
+            (cells.next().unwrap(), cells.next().unwrap())
+        })
+        .filter(|(name, _)| !SHOWN_WHERE_CONFIGURED.contains(name))
+        .collect();
+
+    let server = server().await;
+    let client = server.client();
+    // Nothing else has happened: what may never happen is there all the same, and can be watched.
+    client.get("/health/live").await.ok();
+    let text = client.get("/metrics").await.text();
+    let shown: BTreeSet<_> = text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split_once(' ')).collect();
+    assert_eq!(shown, documented, "left: what a server shows; right: docs/operate.md");
+    for (name, _) in shown {
+        assert!(text.contains(&format!("# HELP {name} ")), "{name} does not say what it is");
+    }
+    let ready = text.lines().find(|line| line.starts_with("rollcall_ready "));
+    assert_eq!(ready, Some("rollcall_ready 1"));
 }
 
 #[tokio::test]
