@@ -38,6 +38,12 @@ pub(crate) enum ApiError {
     /// The server was told to end: asked for on purpose, and no news in the log.
     #[error("shutting down")]
     ShuttingDown,
+    /// Plain HTTP where there is only HTTPS.
+    #[error("plain HTTP where HTTPS is served")]
+    NotHttps,
+    /// The request is for a host that this server is not.
+    #[error("misdirected request")]
+    Misdirected,
     /// A limit is used up.
     #[error("too many requests")]
     TooManyRequests {
@@ -170,6 +176,8 @@ impl IntoResponse for ApiError {
             Self::ShuttingDown => {
                 ((StatusCode::SERVICE_UNAVAILABLE, "Service unavailable"), Vec::new(), Some(RETRY_SOON))
             }
+            Self::NotHttps => ((StatusCode::BAD_REQUEST, "HTTPS required"), Vec::new(), None),
+            Self::Misdirected => ((StatusCode::MISDIRECTED_REQUEST, "Misdirected request"), Vec::new(), None),
             Self::TooManyRequests { retry_after } => {
                 ((StatusCode::TOO_MANY_REQUESTS, "Too many requests"), Vec::new(), Some(retry_after))
             }

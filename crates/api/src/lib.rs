@@ -1,7 +1,8 @@
 //! All of Rollcall that a client can see: routes, frames, envelopes, error texts, tokens, limits, documentation.
 //!
 //! There are two doors and one set of verbs: [`routes`] is the HTTP door, [`ws`] the WebSocket door, and both call
-//! [`rollcall_core::service`]. [`feed`] turns what the store committed into frames.
+//! [`rollcall_core::service`]. [`feed`] turns what the store committed into frames. [`secure`] is what browsers are told
+//! to keep to, and the way from HTTP to HTTPS.
 
 mod error;
 mod extract;
@@ -14,6 +15,7 @@ mod middleware;
 mod model;
 mod openapi;
 mod routes;
+mod secure;
 mod token;
 mod ws;
 
@@ -35,6 +37,7 @@ use tokio::sync::watch;
 use tower_http::cors::{AllowOrigin, CorsLayer};
 
 pub use openapi::openapi;
+pub use secure::{Secure, https_only_router, redirect_router};
 
 use crate::error::ApiError;
 use crate::limits::{Keyed, Limit};
@@ -53,6 +56,8 @@ pub struct ApiConfig {
     pub limits: bool,
     /// Where the figures for Prometheus are shown; `None` is nowhere.
     pub metrics: Option<MetricsRoute>,
+    /// Whether every connection is TLS.
+    pub tls: bool,
 }
 
 /// Gives the figures of the process in Prometheus's text format.
@@ -95,6 +100,7 @@ pub struct Api {
     /// Secret, so that nobody can choose addresses that share a limit.
     limit_hasher: RandomState,
     metrics: Option<MetricsRoute>,
+    tls: bool,
     /// Commands whose sender named them: the answer to each carries its name.
     named: ws::NamedCommands,
     figures: middleware::Figures,
@@ -116,6 +122,7 @@ impl Api {
             limits: config.limits.then(Limits::new),
             limit_hasher: RandomState::new(),
             metrics: config.metrics,
+            tls: config.tls,
             named: ws::NamedCommands::default(),
             figures: middleware::Figures::default(),
             command_seconds: metric::command_seconds(),
@@ -124,7 +131,7 @@ impl Api {
         })
     }
 
-    /// Everything that a client can call. Serve it with `ConnectInfo<SocketAddr>`.
+    /// Everything that a client can call. Serve it with `ConnectInfo<SocketAddr>` and the headers of [`Secure`].
     pub fn router(self: &Arc<Self>) -> Router {
         let (router, _) = routes::documented().split_for_parts();
         let router = router

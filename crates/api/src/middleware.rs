@@ -1,5 +1,5 @@
-//! What every call gets: an id, figures, a line in the log, headers that keep browsers from guessing, and an answer
-//! even where a handler breaks.
+//! What every call gets: an id, figures, a line in the log, and an answer even where a handler breaks. The headers that
+//! every answer has are in [`crate::secure`].
 
 use std::any::Any;
 use std::collections::HashMap;
@@ -27,8 +27,8 @@ use crate::Api;
 use crate::error::ApiError;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
-/// As many headers as are added here, and room for what hyper adds.
-const HEADERS: usize = 8;
+/// As many headers as are added here and by [`crate::secure`], and room for what hyper adds.
+const HEADERS: usize = 13;
 
 tokio::task_local! {
     /// The request that the present task answers.
@@ -111,9 +111,6 @@ fn finish(api: &Api, asked: &Asked, answer: &mut Response, elapsed: Duration) {
     if let Ok(id) = HeaderValue::from_str(&asked.id.to_string()) {
         headers.insert(REQUEST_ID, id);
     }
-    headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
-    headers.insert(header::REFERRER_POLICY, HeaderValue::from_static("no-referrer"));
-    headers.entry(header::CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
     // A proxy that keeps its connections takes the next request elsewhere, before this server closes them.
     if api.draining.load(Ordering::Relaxed) && status != StatusCode::SWITCHING_PROTOCOLS {
         headers.insert(header::CONNECTION, HeaderValue::from_static("close"));

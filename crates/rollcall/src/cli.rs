@@ -168,7 +168,7 @@ fn hide_unused(command: &mut clap::Command) {
     }
     let used = |id: &str| match name.as_str() {
         "openapi" | "copy" => false,
-        "healthcheck" => id == "LISTEN_ADDR",
+        "healthcheck" => matches!(id, "LISTEN_ADDR" | "TLS_CERT" | "TLS_KEY"),
         "backup" => id == "DB_URL",
         _ => id == "DB_URL" || id == "BCRYPT_COST",
     };

@@ -18,10 +18,12 @@ use tracing_subscriber::EnvFilter;
 use crate::database::Database;
 use crate::passwords;
 use crate::settings::{Given, Settings, Source};
+use crate::tls::files::Pair;
 
 /// The fewest bytes of a token secret: as many as the signature has (RFC 7518, 3.2).
 pub(crate) const SECRET_MIN_BYTES: usize = 32;
 const DAY: Duration = Duration::from_hours(24);
+const YEAR: Duration = DAY.saturating_mul(365);
 const LONGEST: Duration = DAY.saturating_mul(3650);
 const LONGEST_DRAIN: Duration = Duration::from_mins(10);
 const DURATION: &str = "a duration from 1s to 3650d, such as 90s, 30m, 24h or 7d";
@@ -34,6 +36,14 @@ pub(crate) struct Config {
     pub database: Database,
     /// Where to listen.
     pub listen: SocketAddr,
+    /// The certificate for TLS; `None` is plain HTTP.
+    pub tls: Option<Pair>,
+    /// Where plain HTTP is redirected from.
+    pub redirect: Option<SocketAddr>,
+    /// The port it is redirected to; `None` is the one that is listened on.
+    pub redirect_port: Option<u16>,
+    /// For how long browsers use nothing but HTTPS.
+    pub hsts_max_age: Duration,
     /// What tokens are signed with; `None` is the secret beside the database.
     pub jwt_secret: Option<SecretSlice<u8>>,
     /// How long a token is valid.
@@ -124,15 +134,26 @@ impl Config {
         let mut reader = Reader::new(settings);
         let database = reader.database();
         let listen = reader.listen();
-        let metrics = reader.read("METRICS_ADDR", shown, |text| {
-            let metrics = address(text)?;
-            let same = metrics.port() != 0 && metrics == listen;
-            if same { Err("another address than LISTEN_ADDR".to_owned()) } else { Ok(metrics) }
+        let metrics =
+            reader.read("METRICS_ADDR", shown, |text| another_address(text, &[("LISTEN_ADDR", Some(listen))]));
+        let tls = reader.tls();
+        let redirect = reader.read("HTTP_REDIRECT_ADDR", shown, |text| {
+            if tls.is_none() {
+                return Err("unset without TLS: there is nowhere to send to. Set TLS_CERT and TLS_KEY".to_owned());
+            }
+            another_address(text, &[("LISTEN_ADDR", Some(listen)), ("METRICS_ADDR", metrics)])
         });
         let config = Self {
             database,
             listen,
             metrics,
+            tls,
+            redirect,
+            redirect_port: reader.read("HTTP_REDIRECT_PORT", shown, |text| {
+                let port = text.parse().ok().filter(|port| *port != 0);
+                port.ok_or_else(|| "a port from 1 to 65535".to_owned())
+            }),
+            hsts_max_age: reader.read("HSTS_MAX_AGE", shown, hsts_max_age).unwrap_or(YEAR),
             jwt_secret: reader.read("JWT_SECRET", masked, secret),
             token_ttl: reader.read("TOKEN_TTL", shown, duration).unwrap_or(DAY),
             bcrypt_cost: reader.bcrypt_cost(),
@@ -146,11 +167,10 @@ impl Config {
             session_max_age: reader.read("SESSION_MAX_AGE", shown, duration).unwrap_or(DAY),
         };
         let logs = reader.logs();
-        if config.database.file().is_none() && settings.get("JWT_SECRET").is_none() {
+        if config.database.file().is_none() {
             let wanted = "the same on every replica, for example what `openssl rand -hex 32` prints once: with MongoDB \
                           there is no file beside the database to keep one in";
-            let (name, value) = ("JWT_SECRET", "not set".to_owned());
-            reader.mistakes.push(Mistake { name, value, source: None, wanted: wanted.to_owned() });
+            reader.missing("JWT_SECRET", wanted);
         }
         reader.finish((config, logs))
     }
@@ -169,10 +189,10 @@ impl Config {
         reader.finish(accounts)
     }
 
-    /// Where the server listens, for commands that call it.
-    pub(crate) fn listen(settings: &Settings) -> Result<SocketAddr, Mistakes> {
+    /// Where the server listens, and with which certificate, for commands that call it.
+    pub(crate) fn listen(settings: &Settings) -> Result<(SocketAddr, Option<Pair>), Mistakes> {
         let mut reader = Reader::new(settings);
-        let listen = reader.listen();
+        let listen = (reader.listen(), reader.tls());
         reader.finish(listen)
     }
 }
@@ -217,6 +237,33 @@ impl<'a> Reader<'a> {
 
     fn listen(&mut self) -> SocketAddr {
         self.read("LISTEN_ADDR", shown, address).unwrap_or_else(|| SocketAddr::from((Ipv4Addr::LOCALHOST, 8000)))
+    }
+
+    fn tls(&mut self) -> Option<Pair> {
+        let file = |text: &str| match text {
+            "" => Err("the path of a PEM file".to_owned()),
+            text => Ok(PathBuf::from(text)),
+        };
+        match (self.read("TLS_CERT", shown, file), self.read("TLS_KEY", shown, file)) {
+            (Some(certificate), Some(key)) => Some(Pair { certificate, key }),
+            (None, None) => None,
+            (Some(_), None) => {
+                self.missing("TLS_KEY", "the path of the PEM file with the key of TLS_CERT");
+                None
+            }
+            (None, Some(_)) => {
+                self.missing("TLS_CERT", "the path of the PEM file with the certificate that TLS_KEY belongs to");
+                None
+            }
+        }
+    }
+
+    /// Notes that a setting is wanted which is not set. One that is set, and wrong, is noted already.
+    fn missing(&mut self, name: &'static str, wanted: &str) {
+        if self.settings.get(name).is_none() {
+            let (value, wanted) = ("not set".to_owned(), wanted.to_owned());
+            self.mistakes.push(Mistake { name, value, source: None, wanted });
+        }
     }
 
     fn bcrypt_cost(&mut self) -> u32 {
@@ -323,6 +370,13 @@ fn address(text: &str) -> Result<SocketAddr, String> {
     }
 }
 
+/// An address that is none of the others, each with the setting that it is from.
+fn another_address(text: &str, others: &[(&str, Option<SocketAddr>)]) -> Result<SocketAddr, String> {
+    let parsed = address(text)?;
+    let same = others.iter().find(|(_, other)| parsed.port() != 0 && Some(parsed) == *other);
+    same.map_or(Ok(parsed), |(setting, _)| Err(format!("another address than {setting}")))
+}
+
 fn secret(text: &str) -> Result<SecretSlice<u8>, String> {
     if text.len() < SECRET_MIN_BYTES {
         return Err(format!(
@@ -335,6 +389,10 @@ fn secret(text: &str) -> Result<SecretSlice<u8>, String> {
 
 fn duration(text: &str) -> Result<Duration, String> {
     duration_in(text, Duration::from_secs(1)..=LONGEST).ok_or_else(|| DURATION.to_owned())
+}
+
+fn hsts_max_age(text: &str) -> Result<Duration, String> {
+    duration_in(text, Duration::ZERO..=LONGEST).ok_or_else(|| "a duration from 0s to 3650d, such as 365d".to_owned())
 }
 
 fn drain_delay(text: &str) -> Result<Duration, String> {
@@ -442,6 +500,7 @@ mod tests {
         assert!(config.jwt_secret.is_none() && config.metrics.is_none() && config.limits);
         assert_eq!((config.token_ttl, config.session_max_age, config.bcrypt_cost), (DAY, DAY, 10));
         assert_eq!(config.drain_delay, Duration::ZERO);
+        assert!(config.tls.is_none() && config.redirect.is_none() && config.hsts_max_age == YEAR);
         assert!(matches!(config.teacher_signup, TeacherSignup::Open));
         assert!(config.allowed_origins.is_empty() && config.trusted_proxies.is_empty());
         assert_eq!((logs.filter.to_string().as_str(), logs.format), ("info", LogFormat::Text));
@@ -460,6 +519,11 @@ mod tests {
             ("TRUSTED_PROXIES", "192.0.2.7,10.1.2.3/8, fd00::/8"),
             ("RATE_LIMIT", "OFF"),
             ("DRAIN_DELAY", "10s"),
+            ("TLS_CERT", "tls/tls.crt"),
+            ("TLS_KEY", "tls/tls.key"),
+            ("HTTP_REDIRECT_ADDR", "0.0.0.0:80"),
+            ("HTTP_REDIRECT_PORT", "443"),
+            ("HSTS_MAX_AGE", "0s"),
             ("METRICS_ADDR", "localhost:9000"),
             ("SESSION_MAX_AGE", "7d"),
             ("LOG_LEVEL", "warn,rollcall_api=debug"),
@@ -477,6 +541,9 @@ mod tests {
         assert_eq!(proxies, ["192.0.2.7/32", "10.0.0.0/8", "fd00::/8"]);
         assert!(!config.limits);
         assert_eq!(config.drain_delay, Duration::from_secs(10));
+        assert_eq!(config.tls, Some(Pair { certificate: "tls/tls.crt".into(), key: "tls/tls.key".into() }));
+        assert_eq!((config.redirect.unwrap().port(), config.redirect_port), (80, Some(443)));
+        assert_eq!(config.hsts_max_age, Duration::ZERO);
         assert_eq!(config.metrics.unwrap().to_string(), "127.0.0.1:9000");
         assert!(logs.filter.to_string().contains("rollcall_api=debug"));
         assert_eq!(logs.format, LogFormat::Json);
@@ -569,6 +636,8 @@ mod tests {
             ("TRUSTED_PROXIES", &["10.0.0.0/33", "10.0.0", "all"]),
             ("RATE_LIMIT", &["true", "1"]),
             ("METRICS_ADDR", &["127.0.0.1:8000"]),
+            ("HTTP_REDIRECT_PORT", &["0", "65536", "https", "-1"]),
+            ("HSTS_MAX_AGE", &["0", "-1s", "4000d"]),
             ("LOG_LEVEL", &["verbose", "info,loud", "rollcall=loud", "[x"]),
             ("LOG_FORMAT", &["yaml", &"x".repeat(10_000)]),
         ] {
@@ -576,6 +645,24 @@ mod tests {
                 let text = mistake(name, value);
                 assert!(text.contains(&format!("\n  {name} is ")) && text.len() < 1_000, "{text}");
             }
+        }
+    }
+
+    #[test]
+    fn a_certificate_needs_its_key() {
+        assert!(mistake("TLS_CERT", "a.pem").contains("TLS_KEY is not set: it must be the path"));
+        assert!(mistake("TLS_KEY", "a.pem").contains("TLS_CERT is not set: it must be the path"));
+        assert!(mistake("HTTP_REDIRECT_ADDR", "0.0.0.0:80").contains("must be unset without TLS"));
+        for (redirect, told) in [("127.0.0.1:8000", "LISTEN_ADDR"), ("127.0.0.1:9000", "METRICS_ADDR"), ("80", "an IP")]
+        {
+            let all = [
+                ("TLS_CERT", "a"),
+                ("TLS_KEY", "a"),
+                ("METRICS_ADDR", "127.0.0.1:9000"),
+                ("HTTP_REDIRECT_ADDR", redirect),
+            ];
+            let text = Config::new(&settings(&all)).unwrap_err().to_string();
+            assert!(text.contains("HTTP_REDIRECT_ADDR is") && text.contains(told), "{text}");
         }
     }
 

@@ -1,6 +1,6 @@
 //! One connection, whatever it came over: HTTP/1.1 with bounds on how long a peer may hold it.
 //!
-//! Listening is [`crate::listener`]'s; here a stream of bytes becomes requests to a router. A TLS stream fits as well.
+//! Listening is [`crate::listener`]'s; here a stream of bytes, plain or out of TLS, becomes requests to a router.
 
 use std::io;
 use std::net::SocketAddr;
@@ -19,6 +19,7 @@ use hyper::body::{Body as _, Bytes, Frame, Incoming, SizeHint};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use rollcall_api::Secure;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Sleep;
@@ -45,6 +46,7 @@ pub(crate) async fn serve<S>(
     stream: S,
     peer: SocketAddr,
     router: Router,
+    secure: Arc<Secure>,
     stop: CancellationToken,
     permit: OwnedSemaphorePermit,
 ) where
@@ -59,10 +61,12 @@ pub(crate) async fn serve<S>(
     let service = service_fn(move |mut request: Request<Incoming>| {
         let guard = busy.begin();
         request.extensions_mut().insert(peer);
+        let transport = secure.transport(peer.0.ip(), request.headers());
         let cut_short = unread.clone();
         let response = router.clone().oneshot(request.map(|body| Asked::new(body, unread.clone())));
         async move {
             let mut response: Response<Body> = response.await?;
+            Secure::add(response.headers_mut(), transport);
             if response.status() == StatusCode::SWITCHING_PROTOCOLS {
                 guard.never_ends();
                 return Ok(response.map(|body| Answer { body, _guard: None }));
@@ -344,7 +348,7 @@ mod tests {
             let (stop, room) = (CancellationToken::new(), Arc::new(Semaphore::new(1)));
             let permit = Arc::clone(&room).try_acquire_owned().unwrap();
             let peer = "[::ffff:192.0.2.7]:9".parse().unwrap();
-            let served = tokio::spawn(serve(other, peer, router, stop.clone(), permit));
+            let served = tokio::spawn(serve(other, peer, router, Arc::default(), stop.clone(), permit));
             Self { stream, served, stop, room, began: Instant::now() }
         }
 

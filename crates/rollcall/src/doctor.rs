@@ -22,6 +22,8 @@ use crate::config::{Config, SECRET_MIN_BYTES};
 use crate::database::Database;
 use crate::settings::Settings;
 use crate::system::{self, SystemClock};
+use crate::tls::files::Pair;
+use crate::tls::{Certificate, Standing};
 use crate::{healthcheck, secret_file};
 
 const MIB: u64 = 1 << 20;
@@ -94,8 +96,13 @@ fn check(settings: &Settings, report: &mut Report) -> io::Result<()> {
         // Told already.
         Err(_) => {}
     }
-    if let Ok(listen) = Config::listen(settings) {
-        report.line("address", address(listen))?;
+    if let Ok((listen, tls)) = Config::listen(settings) {
+        report.line("address", address(listen, tls.is_some()))?;
+        if let Some(pair) = tls {
+            for finding in certificate(&pair, clock.now()) {
+                report.line("certificate", finding)?;
+            }
+        }
     }
     Ok(())
 }
@@ -350,14 +357,51 @@ fn open_files() -> Finding {
     }
 }
 
-fn address(listen: SocketAddr) -> Finding {
+/// The operator's own certificate and its key.
+fn certificate(pair: &Pair, now: Timestamp) -> Vec<Finding> {
+    let found = match pair.read().and_then(|content| pair.certificate(&content)) {
+        Ok(found) => found,
+        Err(error) => return vec![Broken(format!("{error:#}"))],
+    };
+    let mut findings = vec![standing(&found, now)];
+    if !found.in_order() {
+        findings.push(Odd(format!(
+            "{}: a certificate is not followed by its issuer's, and some clients will not accept the chain. Put them \
+             in order: the server's own first",
+            pair.certificate.display()
+        )));
+    }
+    if pair.key_is_open() {
+        let key = pair.key.display();
+        findings.push(Odd(format!("everybody on this machine can read {key}. Run: chmod o= {key}")));
+    }
+    findings
+}
+
+/// How long a certificate still counts.
+fn standing(certificate: &Certificate, now: Timestamp) -> Finding {
+    let text = format!(
+        "for {}, until {}: {} days left",
+        certificate.names(),
+        certificate.not_after(),
+        certificate.days_left(now)
+    );
+    match certificate.standing(now) {
+        Standing::Good => Fine(text),
+        Standing::EndsSoon => Odd(format!("{text}. Renew it")),
+        Standing::Ended => Broken(format!("{text}. Renew it: no client accepts it")),
+        Standing::NotYet => Broken(format!("{text}, and it does not count yet. Check the clock")),
+    }
+}
+
+fn address(listen: SocketAddr, tls: bool) -> Finding {
     if listen.port() == 0 {
         return Fine(format!("{} and a free port", listen.ip()));
     }
     match TcpListener::bind(listen) {
         Ok(_) => Fine(format!("{listen} is free")),
         Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
-            match healthcheck::status(healthcheck::reachable(listen)) {
+            match healthcheck::status(healthcheck::reachable(listen), tls) {
                 Ok(Some(200)) => Fine(format!("a server on {listen} is ready")),
                 Ok(Some(503)) => Odd(format!("a server on {listen} is not ready. Read its log")),
                 _ => Broken(format!("another program uses {listen}. Stop that one, or change LISTEN_ADDR")),

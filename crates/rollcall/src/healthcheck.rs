@@ -6,14 +6,16 @@ use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
 
+use crate::tls;
+
 /// How long each step may take.
 const PATIENCE: Duration = Duration::from_secs(3);
 
 /// Succeeds if the server that listens on `address` is ready.
-pub(crate) fn run(address: SocketAddr) -> anyhow::Result<()> {
+pub(crate) fn run(address: SocketAddr, tls: bool) -> anyhow::Result<()> {
     ensure!(address.port() != 0, "LISTEN_ADDR has port 0, so nobody knows where the server listens; give it a port");
     let address = reachable(address);
-    match status(address)? {
+    match status(address, tls)? {
         Some(200) => Ok(()),
         Some(status) => bail!("the server on {address} is not ready (status {status})"),
         None => bail!("what answers on {address} does not speak HTTP"),
@@ -30,27 +32,33 @@ pub(crate) fn reachable(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(ip, address.port())
 }
 
-/// The status of `GET /health/ready`, if the answer is HTTP.
-pub(crate) fn status(address: SocketAddr) -> anyhow::Result<Option<u16>> {
+/// The status of `GET /health/ready`, if the answer is HTTP, or HTTPS where it should be.
+pub(crate) fn status(address: SocketAddr, tls: bool) -> anyhow::Result<Option<u16>> {
     let connect = TcpStream::connect_timeout(&address, PATIENCE);
-    let mut stream = connect.with_context(|| format!("nothing answers on {address}"))?;
-    let mut ask = || -> std::io::Result<Vec<u8>> {
-        stream.set_read_timeout(Some(PATIENCE))?;
-        stream.set_write_timeout(Some(PATIENCE))?;
-        write!(stream, "GET /health/ready HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n")?;
-        // The first line is enough, and it is short.
-        let mut line = Vec::new();
-        let mut byte = [0];
-        while line.len() < 64 && stream.read(&mut byte)? == 1 && byte[0] != b'\n' {
-            line.push(byte[0]);
-        }
-        Ok(line)
-    };
-    let line = ask().with_context(|| format!("the server on {address} does not answer"))?;
+    let stream = connect.with_context(|| format!("nothing answers on {address}"))?;
+    let line = stream
+        .set_read_timeout(Some(PATIENCE))
+        .and_then(|()| stream.set_write_timeout(Some(PATIENCE)))
+        .and_then(
+            |()| if tls { first_line(tls::to_myself(address, stream)?, address) } else { first_line(stream, address) },
+        )
+        .with_context(|| format!("the server on {address} does not answer"))?;
     let mut words = line.split(|byte| *byte == b' ');
     let http = words.next().is_some_and(|version| version.starts_with(b"HTTP/1."));
     let code = words.next().and_then(|code| std::str::from_utf8(code).ok()?.trim().parse().ok());
     Ok(code.filter(|_| http))
+}
+
+/// Asks, and reads the first line of the answer, which is enough, and short.
+fn first_line(mut stream: impl Read + Write, address: SocketAddr) -> std::io::Result<Vec<u8>> {
+    write!(stream, "GET /health/ready HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n")?;
+    stream.flush()?;
+    let mut line = Vec::new();
+    let mut byte = [0];
+    while line.len() < 64 && stream.read(&mut byte)? == 1 && byte[0] != b'\n' {
+        line.push(byte[0]);
+    }
+    Ok(line)
 }
 
 #[cfg(test)]
@@ -73,7 +81,7 @@ mod tests {
             assert!(request.starts_with(b"GET /health/ready HTTP/1.1\r\nHost: 127.0.0.1:"));
             stream.write_all(bytes)
         });
-        let outcome = run(SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), address.port()));
+        let outcome = run(SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), address.port()), false);
         server.join().unwrap()?;
         outcome
     }
@@ -95,8 +103,8 @@ mod tests {
     #[test]
     fn says_where_nothing_answers() {
         let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-        assert!(run(address).unwrap_err().to_string().contains("nothing answers"));
-        assert!(run("0.0.0.0:0".parse().unwrap()).unwrap_err().to_string().contains("port 0"));
+        assert!(run(address, false).unwrap_err().to_string().contains("nothing answers"));
+        assert!(run("0.0.0.0:0".parse().unwrap(), false).unwrap_err().to_string().contains("port 0"));
         assert_eq!(reachable("[::]:80".parse().unwrap()), "[::1]:80".parse().unwrap());
     }
 }

@@ -1,8 +1,8 @@
 //! Rollcall, a real-time attendance server: configuration, command line, telemetry, lifecycle.
 //!
 //! * [`settings`] collects text from flags, the environment and `.env`; [`config`] makes validated types of it.
-//! * [`database`] chooses the adapter, [`lifecycle`] joins all to the services and serves; [`connection`] and
-//!   [`listener`] are its HTTP side.
+//! * [`database`] chooses the adapter, [`lifecycle`] joins all to the services and serves; [`connection`], [`listener`]
+//!   and [`tls`] are its HTTP side.
 //! * [`users`], [`copy`], [`doctor`], [`healthcheck`] are commands beside the server.
 //! * [`passwords`], [`system`], [`secret_file`], [`progress`], [`telemetry`] are what the operating system is asked for.
 
@@ -21,6 +21,7 @@ mod secret_file;
 mod settings;
 mod system;
 mod telemetry;
+mod tls;
 mod users;
 
 use std::ffi::OsString;
@@ -89,7 +90,10 @@ fn execute(command: Command, flags: Flags) -> anyhow::Result<ExitCode> {
             let document = rollcall_api::openapi().to_pretty_json().context("the document cannot be written")?;
             writeln!(io::stdout(), "{document}")?;
         }
-        Command::Healthcheck => healthcheck::run(Config::listen(&Settings::of_process(flags)?)?)?,
+        Command::Healthcheck => {
+            let (address, tls) = Config::listen(&Settings::of_process(flags)?)?;
+            healthcheck::run(address, tls.is_some())?;
+        }
     }
     Ok(ExitCode::SUCCESS)
 }

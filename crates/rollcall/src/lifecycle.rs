@@ -8,7 +8,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
-use rollcall_api::{Api, ApiConfig, Exposition, MetricsRoute};
+use axum::Router;
+use rollcall_api::{Api, ApiConfig, Exposition, MetricsRoute, Secure, redirect_router};
 use rollcall_core::Clock;
 use rollcall_core::service::{Ports, Services, TeacherSignup};
 use rollcall_realtime::{Hub, HubConfig, close};
@@ -25,6 +26,7 @@ use crate::healthcheck::reachable;
 use crate::listener::Listener;
 use crate::passwords::BcryptPool;
 use crate::system::{self, SystemClock};
+use crate::tls::{Current, Tls};
 use crate::{secret_file, telemetry};
 
 /// How long requests that are being answered may take to end when the server stops.
@@ -39,6 +41,8 @@ const CLOSE_STORE: Duration = Duration::from_secs(10);
 const OWN_FILES: usize = 128;
 /// Connections to the address that metrics have for themselves.
 const METRICS_CONNECTIONS: usize = 64;
+/// Connections to the address that sends to HTTPS: each is there for one answer.
+const REDIRECT_CONNECTIONS: usize = 512;
 /// How often at least sessions are looked at that nobody finishes.
 const EXPIRE_EVERY: Duration = Duration::from_mins(1);
 /// For how long after an order another one is the same: some tell a process and then its whole group.
@@ -70,13 +74,14 @@ fn raise_open_files() -> usize {
     getrlimit(Resource::Nofile).current.and_then(|files| usize::try_from(files).ok()).unwrap_or(usize::MAX)
 }
 
-async fn run(config: Config, files: usize) -> anyhow::Result<()> {
+async fn run(config: Config, open_files: usize) -> anyhow::Result<()> {
     let mut orders = Orders::listen().context("signals cannot be heard")?;
     // Heard and not obeyed: at a limit on the size of files a write then fails, as on a full disk, and nothing ends.
     let _ = signal(SignalKind::from_raw(Number::XFSZ.as_raw())).context("signals cannot be heard")?;
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::start());
     let figures = telemetry::start_metrics(&*clock, config.database.file().cloned())?;
     let figures: Exposition = Arc::new(move || figures.show());
+    let tls = config.tls.as_ref().map(|pair| Tls::start(pair, &*clock)).transpose()?;
 
     let database = config.database.open(OpenMode::Serve, Arc::clone(&clock)).await?;
     let jwt_secret = match (config.jwt_secret.clone(), config.database.file()) {
@@ -85,20 +90,14 @@ async fn run(config: Config, files: usize) -> anyhow::Result<()> {
         (None, None) => bail!("JWT_SECRET is not set"),
     };
     let hasher = BcryptPool::start(config.bcrypt_cost).context("no threads for hashing passwords")?;
-    let ports = Ports { store: database.store(), clock, hasher: Arc::new(hasher), ids: system::ids()? };
+    let ports =
+        Ports { store: database.store(), clock: Arc::clone(&clock), hasher: Arc::new(hasher), ids: system::ids()? };
     let services = Arc::new(Services::new(ports, config.teacher_signup.clone()));
     let bounds = HubConfig::default();
     let max_per_user = if config.limits { bounds.max_per_user } else { usize::MAX };
     let hub = Hub::new(HubConfig { max_per_user, ..bounds });
-    let most = files.saturating_sub(OWN_FILES).max(OWN_FILES);
-    let listener = bind("LISTEN_ADDR", config.listen, most)?;
-    metrics::gauge!("rollcall_connections_limit").set(most as f64);
-    let address = listener.address()?;
-    let metrics_listener = match config.metrics {
-        Some(metrics) => Some(bind("METRICS_ADDR", metrics, METRICS_CONNECTIONS)?),
-        None => None,
-    };
-    let metrics_address = metrics_listener.as_ref().map(Listener::address).transpose()?;
+    let listeners = Listeners::bind(&config, open_files, tls.as_ref())?;
+    let addresses = listeners.addresses()?;
     let api = Api::new(
         Arc::clone(&services),
         Arc::clone(&hub),
@@ -108,10 +107,11 @@ async fn run(config: Config, files: usize) -> anyhow::Result<()> {
             allowed_origins: config.allowed_origins.clone(),
             trusted_proxies: config.trusted_proxies.clone(),
             limits: config.limits,
-            metrics: Some(match &metrics_listener {
+            metrics: Some(match addresses.metrics {
                 Some(_) => MetricsRoute::Elsewhere,
                 None => MetricsRoute::LoopbackOnly(Arc::clone(&figures)),
             }),
+            tls: tls.is_some(),
         },
     );
 
@@ -123,12 +123,16 @@ async fn run(config: Config, files: usize) -> anyhow::Result<()> {
         () = server.api.following() => {}
         ended = &mut feed => return Err(stopped(ended)),
     }
-    let taking = server.connections.clone();
-    tokio::spawn(listener.run(server.api.router(), server.stop.clone(), taking.clone()));
-    if let Some(listener) = metrics_listener {
-        tokio::spawn(listener.run(server.api.metrics_router(figures), server.stop.clone(), taking));
+    let certificate = tls.as_ref().map(Tls::current);
+    let redirect = certificate.clone().map(|certificate| {
+        let is_own = move |host: &str| certificate.get().is_some_and(|certificate| certificate.is_for(host));
+        redirect_router(config.redirect_port.unwrap_or(addresses.main.port()), is_own)
+    });
+    listeners.run(&server, figures, redirect);
+    if let Some(tls) = tls {
+        tls.keep(clock, server.work.clone())?;
     }
-    announce(&config, address, metrics_address);
+    announce(&config, &addresses, certificate.as_deref());
 
     let ordered = tokio::select! {
         order = orders.next() => {
@@ -176,6 +180,59 @@ fn stopped(ended: Result<Result<(), rollcall_core::store::StoreError>, tokio::ta
     error.context("the server cannot go on and has to be started again")
 }
 
+/// What listens.
+struct Listeners {
+    main: Listener,
+    metrics: Option<Listener>,
+    redirect: Option<Listener>,
+}
+
+/// Where they listen, with the ports that were chosen.
+struct Addresses {
+    main: SocketAddr,
+    metrics: Option<SocketAddr>,
+    redirect: Option<SocketAddr>,
+}
+
+impl Listeners {
+    fn bind(config: &Config, open_files: usize, tls: Option<&Tls>) -> anyhow::Result<Self> {
+        let own_files = OWN_FILES + config.redirect.map_or(0, |_| REDIRECT_CONNECTIONS);
+        let most = open_files.saturating_sub(own_files).max(OWN_FILES);
+        let main = bind("LISTEN_ADDR", config.listen, most)?;
+        metrics::gauge!("rollcall_connections_limit").set(most as f64);
+        let secure = Secure::strict(config.hsts_max_age, tls.is_some(), &config.trusted_proxies);
+        let metrics = config.metrics.map(|address| bind("METRICS_ADDR", address, METRICS_CONNECTIONS));
+        let redirect = config.redirect.map(|address| bind("HTTP_REDIRECT_ADDR", address, REDIRECT_CONNECTIONS));
+        Ok(Self {
+            main: main.secured(tls.map(Tls::acceptor), secure),
+            metrics: metrics.transpose()?,
+            redirect: redirect.transpose()?,
+        })
+    }
+
+    fn addresses(&self) -> anyhow::Result<Addresses> {
+        let address = |listener: &Option<Listener>| listener.as_ref().map(Listener::address).transpose();
+        Ok(Addresses {
+            main: self.main.address()?,
+            metrics: address(&self.metrics)?,
+            redirect: address(&self.redirect)?,
+        })
+    }
+
+    fn run(self, server: &Server, figures: Exposition, redirect: Option<Router>) {
+        let all = [
+            (Some(self.main), Some(server.api.router())),
+            (self.metrics, Some(server.api.metrics_router(figures))),
+            (self.redirect, redirect),
+        ];
+        for (listener, router) in all {
+            if let (Some(listener), Some(router)) = (listener, router) {
+                tokio::spawn(listener.run(router, server.stop.clone(), server.connections.clone()));
+            }
+        }
+    }
+}
+
 fn bind(setting: &str, address: SocketAddr, most: usize) -> anyhow::Result<Listener> {
     Listener::bind(address, most).map_err(|error| {
         let advice = match error.kind() {
@@ -215,28 +272,36 @@ async fn expire(services: Arc<Services>, max_age: Duration, work: CancellationTo
 }
 
 /// Tells on standard output what runs where. The line with the address is what scripts read.
-fn announce(config: &Config, address: SocketAddr, metrics: Option<SocketAddr>) {
+fn announce(config: &Config, addresses: &Addresses, certificate: Option<&Current>) {
+    let address = addresses.main;
     let version = env!("CARGO_PKG_VERSION");
+    let scheme = if config.tls.is_some() { "https" } else { "http" };
     let here = reachable(address);
+    // A browser takes the certificate only with a name that is in it.
+    let named = certificate.and_then(|certificate| certificate.get()?.host());
+    let named = named.map_or_else(|| here.to_string(), |host| format!("{host}:{}", here.port()));
     let teachers = match config.teacher_signup {
         TeacherSignup::Open => "sign-up open to anybody",
         TeacherSignup::Closed => "sign-up closed; `rollcall user create` makes them",
         TeacherSignup::Code(_) => "sign-up with the code",
     };
     let limits = if config.limits { "on" } else { "off" };
-    let metrics_at = match metrics {
+    let metrics_at = match addresses.metrics {
         Some(metrics) => format!("http://{}/metrics", reachable(metrics)),
-        None => format!("http://{here}/metrics, for this machine alone"),
+        None => format!("{scheme}://{here}/metrics, for this machine alone"),
     };
+    let redirected =
+        addresses.redirect.map(|redirect| format!("  redirect  http://{redirect} to HTTPS\n")).unwrap_or_default();
     let database = &config.database;
-    tracing::info!(version, %address, %database, teachers, limits, metrics = metrics_at, "started");
+    tracing::info!(version, %address, scheme, %database, teachers, limits, metrics = metrics_at, "started");
     let text = format!(
-        "Rollcall {version} listens on http://{address}\n  \
+        "Rollcall {version} listens on {scheme}://{address}\n  \
            database  {database}\n  \
            teachers  {teachers}\n  \
            limits    {limits}\n  \
            metrics   {metrics_at}\n\
-         Try: http://{here}/docs\n"
+         {redirected}\
+         Try: {scheme}://{named}/docs\n"
     );
     let mut out = std::io::stdout().lock();
     // A server whose output nobody reads serves all the same.

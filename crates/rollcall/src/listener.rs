@@ -6,12 +6,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use axum::Router;
+use rollcall_api::{Secure, https_only_router};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::connection;
+use crate::tls::{Accepted, Acceptor};
 
 /// How many connections the system keeps until they are taken: a whole school may reconnect at once.
 const BACKLOG: u32 = 4096;
@@ -24,6 +26,8 @@ const TELL_EVERY: Duration = Duration::from_mins(1);
 pub(crate) struct Listener {
     tcp: TcpListener,
     room: Arc<Semaphore>,
+    secure: Arc<Secure>,
+    tls: Option<Arc<Acceptor>>,
 }
 
 impl Listener {
@@ -34,7 +38,12 @@ impl Listener {
         socket.set_reuseaddr(true)?;
         socket.bind(address)?;
         let room = Arc::new(Semaphore::new(most.min(Semaphore::MAX_PERMITS)));
-        Ok(Self { tcp: socket.listen(BACKLOG)?, room })
+        Ok(Self { tcp: socket.listen(BACKLOG)?, room, secure: Arc::default(), tls: None })
+    }
+
+    /// Takes nothing but TLS, if there is an acceptor, and answers with these headers.
+    pub(crate) fn secured(self, tls: Option<Arc<Acceptor>>, secure: Secure) -> Self {
+        Self { tls, secure: Arc::new(secure), ..self }
     }
 
     /// The address, with the port that was chosen.
@@ -51,7 +60,11 @@ impl Listener {
                 let (stream, peer) = self.accept().await;
                 // Without it small answers could wait for the peer's acknowledgement. A failure costs only time.
                 let _ = stream.set_nodelay(true);
-                connections.spawn(connection::serve(stream, peer, router.clone(), stop.clone(), permit));
+                let (router, secure, stop) = (router.clone(), Arc::clone(&self.secure), stop.clone());
+                match self.tls.clone() {
+                    None => connections.spawn(connection::serve(stream, peer, router, secure, stop, permit)),
+                    Some(tls) => connections.spawn(over_tls(tls, stream, peer, router, secure, stop, permit)),
+                };
             }
         };
         stop.run_until_cancelled(accept).await;
@@ -81,6 +94,25 @@ impl Listener {
                 }
             }
         }
+    }
+}
+
+/// Serves a connection that is to be TLS. The handshake is the connection's own affair: the next one is taken meanwhile.
+async fn over_tls(
+    tls: Arc<Acceptor>,
+    stream: TcpStream,
+    peer: SocketAddr,
+    router: Router,
+    secure: Arc<Secure>,
+    stop: CancellationToken,
+    permit: OwnedSemaphorePermit,
+) {
+    match stop.run_until_cancelled(Box::pin(tls.accept(stream))).await.flatten() {
+        Some(Accepted::Tls(stream)) => connection::serve(stream, peer, router, secure, stop, permit).await,
+        Some(Accepted::PlainHttp(stream)) => {
+            connection::serve(stream, peer, https_only_router(), Arc::default(), stop, permit).await;
+        }
+        None => {}
     }
 }
 

@@ -23,6 +23,7 @@ pub(crate) struct Setting {
 
 const DATABASE: &str = "Database";
 const NETWORK: &str = "Network";
+const TLS: &str = "TLS";
 const ACCOUNTS: &str = "Accounts and sessions";
 const LOGS: &str = "Logs and metrics";
 
@@ -88,6 +89,53 @@ pub(crate) const SETTINGS: &[Setting] = &[
         help: "How long to serve on after the order to end",
         more: "Meanwhile /health/ready fails, so that a load balancer has time to send nobody here any more before \
                connections are refused. A duration such as 10s, at most 10m.",
+    },
+    Setting {
+        env: "TLS_CERT",
+        flag: "tls-cert",
+        value: "FILE",
+        heading: TLS,
+        default: "none: plain HTTP",
+        help: "The certificate to serve HTTPS with: a PEM file, the server's own first, then its issuers'",
+        more: "Needs TLS_KEY. When either file changes, the new pair is served within seconds, or at once after SIGHUP; \
+               open connections go on. A pair that cannot be used is logged, and the old one is served on.",
+    },
+    Setting {
+        env: "TLS_KEY",
+        flag: "tls-key",
+        value: "FILE",
+        heading: TLS,
+        default: "none",
+        help: "The certificate's key: a PEM file without a password",
+        more: "It may be the same file as TLS_CERT. Let its owner alone read it.",
+    },
+    Setting {
+        env: "HTTP_REDIRECT_ADDR",
+        flag: "http-redirect-addr",
+        value: "ADDR:PORT",
+        heading: TLS,
+        default: "none",
+        help: "Where to listen for plain HTTP, which is sent to HTTPS",
+        more: "Such as 0.0.0.0:80. Only hosts that the certificate is for are sent on, with path and query.",
+    },
+    Setting {
+        env: "HTTP_REDIRECT_PORT",
+        flag: "http-redirect-port",
+        value: "PORT",
+        heading: TLS,
+        default: "that of LISTEN_ADDR",
+        help: "The port that clients use for HTTPS, for HTTP_REDIRECT_ADDR",
+        more: "Set it where something before the server, such as a container's port mapping, gives it another port: 443.",
+    },
+    Setting {
+        env: "HSTS_MAX_AGE",
+        flag: "hsts-max-age",
+        value: "DURATION",
+        heading: TLS,
+        default: "365d",
+        help: "For how long browsers that saw the server over HTTPS use nothing else",
+        more: "Sent as Strict-Transport-Security over TLS, and where a proxy of TRUSTED_PROXIES says X-Forwarded-Proto: \
+               https. 0s has browsers forget it, for the way back to plain HTTP. Never sent for localhost.",
     },
     Setting {
         env: "JWT_SECRET",

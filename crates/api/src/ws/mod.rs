@@ -262,9 +262,12 @@ impl Api {
             return true;
         }
         let own = headers.get(HOST).and_then(|host| host.to_str().ok());
-        let theirs = origin.parse::<Uri>().ok();
-        let theirs = theirs.as_ref().and_then(Uri::authority);
-        own.zip(theirs).is_some_and(|(own, theirs)| theirs.as_str().eq_ignore_ascii_case(own))
+        let Ok(theirs) = origin.parse::<Uri>() else { return false };
+        // Where HTTPS is served, a page that came over plain HTTP may be anybody's.
+        if self.tls && theirs.scheme_str() != Some("https") {
+            return false;
+        }
+        own.zip(theirs.authority()).is_some_and(|(own, theirs)| theirs.as_str().eq_ignore_ascii_case(own))
     }
 
     /// What a client that knows of the class up to `known` missed, and up to where it knows of it then.

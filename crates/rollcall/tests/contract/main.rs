@@ -21,10 +21,12 @@ mod operation;
 mod order;
 mod record;
 mod repeat;
+mod secure;
 mod session;
 mod since;
 mod socket;
 mod student;
+mod tls;
 mod token;
 
 use rollcall_testkit::server::{Builder, Class, Client, Person, Server};

@@ -72,6 +72,7 @@ impl Server {
             trusted_proxies: Vec::new(),
             limits: false,
             metrics: None,
+            tls: false,
         };
         let api = Api::new(services, Hub::new(HubConfig::default()), config);
         let stop = CancellationToken::new();

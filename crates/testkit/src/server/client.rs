@@ -1,6 +1,7 @@
 //! HTTP: calls, their answers, and people who make them.
 
 use std::fmt;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
@@ -9,10 +10,10 @@ use reqwest::Method;
 use reqwest::header::HeaderMap;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpStream;
 
 use super::PATIENCE;
 use super::socket::{Dial, Socket};
+use super::tls::{Stream, Trust, Way};
 
 /// The password of everybody whom [`Client::teacher`] and [`Client::student`] make.
 const PASSWORD: &str = "correct horse";
@@ -22,6 +23,7 @@ const PASSWORD: &str = "correct horse";
 pub struct Client {
     http: reqwest::Client,
     base: Arc<str>,
+    way: Way,
     /// All replicas of which people can be, and how many people there are.
     replicas: Arc<(Vec<Arc<str>>, AtomicUsize)>,
 }
@@ -29,14 +31,33 @@ pub struct Client {
 impl Client {
     /// A client of the server at `base`, such as `http://127.0.0.1:8000`.
     pub fn new(base: &str) -> Self {
-        let http = reqwest::Client::builder()
+        Self::by(base, Way::default())
+    }
+
+    /// A client of the server at `base`, such as `https://127.0.0.1:8000`.
+    pub fn trusting(base: &str, trust: &Trust) -> Self {
+        Self::by(base, Way { trust: Some(trust.clone()), at: None })
+    }
+
+    /// The same for a name that is found nowhere: the server is at this address.
+    pub fn trusting_at(base: &str, trust: &Trust, address: SocketAddr) -> Self {
+        Self::by(base, Way { trust: Some(trust.clone()), at: Some(address) })
+    }
+
+    fn by(base: &str, way: Way) -> Self {
+        let base: Arc<str> = base.trim_end_matches('/').into();
+        let trust = way.trust.clone().unwrap_or_else(Trust::nobody);
+        let mut builder = reqwest::Client::builder()
             .no_proxy()
             .tcp_nodelay(true)
             .timeout(PATIENCE)
-            .build()
-            .expect("a client without TLS needs nothing that could fail");
-        let base: Arc<str> = base.trim_end_matches('/').into();
-        Self { http, replicas: Arc::new((vec![Arc::clone(&base)], AtomicUsize::new(0))), base }
+            .tls_backend_preconfigured(trust.config());
+        if let Some(address) = way.at {
+            let authority = authority(&base);
+            builder = builder.resolve(authority.rsplit_once(':').map_or(authority, |(host, _)| host), address);
+        }
+        let http = builder.build().expect("a client that finds its roots itself needs nothing that could fail");
+        Self { http, way, replicas: Arc::new((vec![Arc::clone(&base)], AtomicUsize::new(0))), base }
     }
 
     /// The same client, whose people are at these replicas too, in turn.
@@ -60,7 +81,7 @@ impl Client {
 
     /// The address and port.
     pub fn authority(&self) -> &str {
-        self.base.split_once("://").map_or(&*self.base, |(_, authority)| authority)
+        authority(&self.base)
     }
 
     /// A call to be filled in.
@@ -113,14 +134,19 @@ impl Client {
 
     /// Opens a socket for this token.
     pub fn dial(&self, token: &str) -> Dial {
-        Dial::new(self.authority(), token)
+        Dial::new(self.authority(), self.way.clone(), token)
     }
 
     /// A connection for bytes that no HTTP library would send.
     pub async fn raw(&self) -> RawHttp {
-        let stream = TcpStream::connect(self.authority()).await;
+        let stream = self.way.connect(self.authority(), None).await;
         RawHttp { stream: stream.unwrap_or_else(|error| panic!("cannot connect to {}: {error}", self.base)) }
     }
+}
+
+/// The address and port of a base.
+fn authority(base: &str) -> &str {
+    base.split_once("://").map_or(base, |(_, authority)| authority)
 }
 
 /// An address that no other person of this test run has.
@@ -375,13 +401,17 @@ impl Class {
 /// A bare connection.
 #[derive(Debug)]
 pub struct RawHttp {
-    stream: TcpStream,
+    stream: Stream,
 }
 
 impl RawHttp {
     /// Sends these bytes.
     pub async fn send(&mut self, bytes: impl AsRef<[u8]>) -> anyhow::Result<()> {
-        self.stream.write_all(bytes.as_ref()).await.context("the connection took no more")
+        let sent = async {
+            self.stream.write_all(bytes.as_ref()).await?;
+            self.stream.flush().await
+        };
+        sent.await.context("the connection took no more")
     }
 
     /// All that comes until the other side closes.
@@ -391,6 +421,15 @@ impl RawHttp {
         let text = String::from_utf8_lossy(&bytes).into_owned();
         // A reset ends the connection as well as a close does.
         assert!(read.is_ok(), "still open, after {text:?}");
+        text
+    }
+
+    /// All that comes until the other side closes as it should: over TLS, with a word of goodbye.
+    pub async fn whole_rest(&mut self) -> String {
+        let mut bytes = Vec::new();
+        let read = tokio::time::timeout(PATIENCE, self.stream.read_to_end(&mut bytes)).await;
+        let text = String::from_utf8_lossy(&bytes).into_owned();
+        assert!(matches!(read, Ok(Ok(_))), "{read:?} after {text:?}");
         text
     }
 

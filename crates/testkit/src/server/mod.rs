@@ -9,6 +9,7 @@
 mod client;
 mod process;
 mod socket;
+mod tls;
 mod token;
 
 use std::time::Duration;
@@ -17,6 +18,7 @@ pub use client::{Answer, Call, Class, Client, Person, RawHttp, Refused};
 pub use jsonwebtoken::Algorithm;
 pub use process::{Builder, MONGODB, REPLICAS, SECRET, Server};
 pub use socket::{Dial, Ended, Frame, Socket};
+pub use tls::{Authority, Pair, Stream, Trust};
 pub use token::{claims, signed, unsigned};
 
 /// How long anything may take before it counts as never: far more than a loaded machine needs.

@@ -9,9 +9,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
 use anyhow::{Context as _, bail};
+use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
 use super::client::Client;
+use super::tls::Trust;
 use super::until;
 
 /// The `JWT_SECRET` of spawned servers, so that tests can sign tokens of their own.
@@ -25,7 +27,7 @@ pub const MONGODB: &str = "ROLLCALL_TEST_MONGODB";
 pub const REPLICAS: &str = "ROLLCALL_TEST_REPLICAS";
 
 /// What the line on standard output says before the address.
-const LISTENS: &str = "listens on http://";
+const LISTENS: &str = "listens on ";
 
 /// How a server is to be started.
 #[derive(Clone, Debug)]
@@ -34,6 +36,7 @@ pub struct Builder {
     arguments: Vec<String>,
     env: BTreeMap<String, String>,
     folder: Option<Arc<TempDir>>,
+    trust: Option<Trust>,
 }
 
 impl Builder {
@@ -62,6 +65,13 @@ impl Builder {
     #[must_use]
     pub fn folder(mut self, folder: Arc<TempDir>) -> Self {
         self.folder = Some(folder);
+        self
+    }
+
+    /// Calls the server over HTTPS, with this trust.
+    #[must_use]
+    pub fn trusting(mut self, trust: Trust) -> Self {
+        self.trust = Some(trust);
         self
     }
 
@@ -136,7 +146,8 @@ fn listens_on(output: &str) -> Option<SocketAddr> {
     let (_, rest) = output.split_once(LISTENS)?;
     // Only a whole line has the whole port.
     let (line, _) = rest.split_once('\n')?;
-    line.split([' ', '/', ',']).next()?.parse().ok()
+    let (_, address) = line.split_once("://")?;
+    address.split([' ', '/', ',']).next()?.parse().ok()
 }
 
 /// A running server with a folder of its own. It is killed when it goes out of scope.
@@ -160,6 +171,7 @@ impl Server {
             arguments: Vec::new(),
             env: env.into_iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect(),
             folder: None,
+            trust: None,
         }
     }
 
@@ -170,13 +182,22 @@ impl Server {
 
     /// The base of the server's addresses, without a slash at its end.
     pub fn base(&self) -> String {
-        format!("http://{}", self.address)
+        self.base_at(self.address)
+    }
+
+    fn base_at(&self, address: SocketAddr) -> String {
+        let scheme = if self.settings.trust.is_some() { "https" } else { "http" };
+        format!("{scheme}://{address}")
     }
 
     /// A client of this server. Who signs up through it is at another replica each time, if there are several.
     pub fn client(&self) -> Client {
-        let others = self.others.iter().map(|(_, address)| format!("http://{address}"));
-        Client::new(&self.base()).with_replicas(others)
+        let others = self.others.iter().map(|(_, address)| self.base_at(*address));
+        let client = match &self.settings.trust {
+            Some(trust) => Client::trusting(&self.base(), trust),
+            None => Client::new(&self.base()),
+        };
+        client.with_replicas(others)
     }
 
     /// The folder that the server was started in. It outlives the process.
@@ -212,8 +233,16 @@ impl Server {
 
     /// Asks the process to end (SIGTERM).
     pub fn ask_to_end(&self) -> anyhow::Result<()> {
-        let pid = rustix::process::Pid::from_child(&self.process.child);
-        rustix::process::kill_process(pid, rustix::process::Signal::TERM).context("SIGTERM")
+        self.signal(Signal::TERM)
+    }
+
+    /// Asks the process to look at its files again (SIGHUP).
+    pub fn ask_to_reload(&self) -> anyhow::Result<()> {
+        self.signal(Signal::HUP)
+    }
+
+    fn signal(&self, signal: Signal) -> anyhow::Result<()> {
+        kill_process(Pid::from_child(&self.process.child), signal).with_context(|| format!("{signal:?}"))
     }
 
     /// Waits until the process has ended by itself.

@@ -1,11 +1,9 @@
 //! WebSocket: a client that says what it wants and what it does not want to hear.
 
 use std::fmt;
-use std::io;
 
 use futures_util::{SinkExt as _, StreamExt as _};
 use serde_json::{Value, json};
-use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::timeout;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest as _;
@@ -15,21 +13,24 @@ use tokio_tungstenite::tungstenite::{self, Message};
 
 use super::PATIENCE;
 use super::client::Class;
+use super::tls::{Stream, Way};
 
 /// A socket that is to be opened.
 #[must_use]
 #[derive(Clone, Debug)]
 pub struct Dial {
     authority: String,
+    way: Way,
     query: String,
     headers: Vec<(&'static str, String)>,
     receive_buffer: Option<u32>,
 }
 
 impl Dial {
-    pub(super) fn new(authority: &str, token: &str) -> Self {
+    pub(super) fn new(authority: &str, way: Way, token: &str) -> Self {
         Self {
             authority: authority.to_owned(),
+            way,
             query: format!("?token={token}"),
             headers: Vec::new(),
             receive_buffer: None,
@@ -83,13 +84,13 @@ impl Dial {
 
     /// Opens the socket; fails when the server does not take the upgrade or is not there.
     pub async fn attempt(self) -> tungstenite::Result<Socket> {
-        let mut request = format!("ws://{}/ws{}", self.authority, self.query).into_client_request()?;
+        let scheme = if self.way.trust.is_some() { "wss" } else { "ws" };
+        let mut request = format!("{scheme}://{}/ws{}", self.authority, self.query).into_client_request()?;
         for (name, value) in self.headers {
             request.headers_mut().append(HeaderName::from_static(name), HeaderValue::from_str(&value)?);
         }
         let connect = async {
-            let stream = connect(&self.authority, self.receive_buffer).await?;
-            stream.set_nodelay(true)?;
+            let stream = self.way.connect(&self.authority, self.receive_buffer).await?;
             // Thousands of these fit into one process.
             let config = WebSocketConfig::default().read_buffer_size(4096);
             tokio_tungstenite::client_async_with_config(request, stream, Some(config)).await
@@ -99,15 +100,6 @@ impl Dial {
         let protocol = protocol.and_then(|value| value.to_str().ok()).map(str::to_owned);
         Ok(Socket { stream, protocol, fences: 0 })
     }
-}
-
-async fn connect(authority: &str, receive_buffer: Option<u32>) -> io::Result<TcpStream> {
-    let Some(size) = receive_buffer else { return TcpStream::connect(authority).await };
-    let not_found = || io::Error::from(io::ErrorKind::AddrNotAvailable);
-    let address = tokio::net::lookup_host(authority).await?.next().ok_or_else(not_found)?;
-    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
-    socket.set_recv_buffer_size(size)?;
-    socket.connect(address).await
 }
 
 /// One frame from the server.
@@ -164,7 +156,7 @@ impl fmt::Display for Ended {
 /// An open socket.
 #[derive(Debug)]
 pub struct Socket {
-    stream: WebSocketStream<TcpStream>,
+    stream: WebSocketStream<Stream>,
     /// The subprotocol that the server chose.
     pub protocol: Option<String>,
     fences: u32,
@@ -297,7 +289,7 @@ impl Socket {
     }
 
     /// The bare connection below, for bytes that no WebSocket library would send.
-    pub fn connection(&mut self) -> &mut TcpStream {
+    pub fn connection(&mut self) -> &mut Stream {
         self.stream.get_mut()
     }
 }
