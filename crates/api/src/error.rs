@@ -1,11 +1,12 @@
 //! What a client is told when something is refused or fails: the one place for statuses and texts.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::Json;
 use axum::http::header::RETRY_AFTER;
 use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
+use parking_lot::Mutex;
 use rollcall_core::store::StoreError;
 use rollcall_core::{Error, FieldError};
 use serde::Serialize;
@@ -127,6 +128,30 @@ pub(crate) fn socket_text(error: &Error) -> &'static str {
     }
 }
 
+/// How often at most is logged that the store did not answer: a full disk refuses every mark of a school.
+const STORE_LINES: Duration = Duration::from_secs(10);
+
+/// When the last such line was written, and how many were left out since.
+static STORE_FAILURES: Mutex<Bounded> = Mutex::new(Bounded { last: None, left_out: 0 });
+
+/// Lets one line pass in [`STORE_LINES`], and counts the others.
+struct Bounded {
+    last: Option<Instant>,
+    left_out: u64,
+}
+
+impl Bounded {
+    /// How many were left out before this one, if it may pass.
+    fn pass(&mut self, now: Instant) -> Option<u64> {
+        if self.last.is_some_and(|last| now.duration_since(last) < STORE_LINES) {
+            self.left_out += 1;
+            return None;
+        }
+        self.last = Some(now);
+        Some(std::mem::take(&mut self.left_out))
+    }
+}
+
 /// Logs and counts an error that is Rollcall's own fault, or the database's, with its cause; others are the client's
 /// business.
 pub(crate) fn log_failure(error: &Error) {
@@ -138,7 +163,11 @@ pub(crate) fn log_failure(error: &Error) {
             tracing::error!(error = %failure, cause = %chain(cause.as_ref()), "a call failed");
         }
         Error::Store(failure @ (StoreError::Unavailable(cause) | StoreError::OutcomeUnknown(cause))) => {
-            tracing::warn!(error = %failure, cause = %chain(cause.as_ref()), "the store did not answer as it should");
+            let passed = STORE_FAILURES.lock().pass(Instant::now());
+            if let Some(left_out) = passed {
+                let cause = chain(cause.as_ref());
+                tracing::warn!(error = %failure, cause, left_out, "the store did not answer as it should");
+            }
         }
         Error::Internal(why) => tracing::error!(error = %why, "a call failed"),
         // One line for each would be a flood in the flood; the figures say how many.
@@ -192,5 +221,20 @@ impl IntoResponse for ApiError {
             response.headers_mut().insert(axum::http::header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }
         response
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_flood_of_failures_is_a_line_now_and_then() {
+        let mut bounded = Bounded { last: None, left_out: 0 };
+        let start = Instant::now();
+        assert_eq!(bounded.pass(start), Some(0));
+        assert!((1..1_000).all(|n| bounded.pass(start + STORE_LINES * n / 1_000).is_none()));
+        assert_eq!(bounded.pass(start + STORE_LINES), Some(999));
+        assert_eq!(bounded.pass(start + 3 * STORE_LINES), Some(0));
     }
 }

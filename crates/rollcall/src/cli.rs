@@ -31,6 +31,8 @@ Examples:
       Check the configuration, the database, the disk and the clock, and say what to do
   rollcall backup /backups/rollcall-monday.db
       Copy the database while the server runs
+  rollcall restore /backups/rollcall-monday.db
+      Take that copy back, while no server runs
   rollcall copy sqlite://data/rollcall.db 'mongodb://db1,db2,db3/rollcall?replicaSet=rs0'
       Move to MongoDB: copy everything, and compare the two databases";
 
@@ -60,10 +62,19 @@ pub(crate) enum Command {
     },
     /// Copy the database into a new file, also while the server runs
     ///
-    /// The copy is consistent and complete. To restore it, stop the server and put the file in the database's place;
-    /// remove files of the same name that end in `-wal` and `-shm`.
+    /// The copy is consistent, complete and checked. `rollcall restore` takes it back. A server makes such copies by
+    /// itself when `BACKUP_DIR` is set.
     Backup {
         /// The file to make; it must not exist yet
+        file: PathBuf,
+    },
+    /// Put a backup in the place of the database, which is kept under another name
+    ///
+    /// No server may use the database meanwhile. The backup is checked first and stays what it is; one of an older
+    /// version is brought up to date. Interrupted, even killed, the database is what it was or what the backup is,
+    /// whole. To restore to another place, name it with `--db-url`.
+    Restore {
+        /// The backup: what `rollcall backup` or a server with `BACKUP_DIR` made
         file: PathBuf,
     },
     /// Copy a whole database into an empty one, such as to move to another kind of database
@@ -169,7 +180,7 @@ fn hide_unused(command: &mut clap::Command) {
     let used = |id: &str| match name.as_str() {
         "openapi" | "copy" => false,
         "healthcheck" => matches!(id, "LISTEN_ADDR" | "TLS_CERT" | "TLS_KEY"),
-        "backup" => id == "DB_URL",
+        "backup" | "restore" => id == "DB_URL",
         _ => id == "DB_URL" || id == "BCRYPT_COST",
     };
     let owned = std::mem::take(command);

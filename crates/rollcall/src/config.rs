@@ -15,6 +15,7 @@ use rollcall_core::service::TeacherSignup;
 use secrecy::{SecretSlice, SecretString};
 use tracing_subscriber::EnvFilter;
 
+use crate::backups::{Backups, Keep};
 use crate::database::Database;
 use crate::passwords;
 use crate::settings::{Given, Settings, Source};
@@ -34,6 +35,8 @@ const ADDRESS: &str = "an IP address and a port, such as 127.0.0.1:8000, 0.0.0.0
 pub(crate) struct Config {
     /// The database.
     pub database: Database,
+    /// Backups of the embedded database.
+    pub backups: Option<Backups>,
     /// Where to listen.
     pub listen: SocketAddr,
     /// The certificate for TLS; `None` is plain HTTP.
@@ -143,8 +146,10 @@ impl Config {
             }
             another_address(text, &[("LISTEN_ADDR", Some(listen)), ("METRICS_ADDR", metrics)])
         });
+        let backups = reader.backups(&database);
         let config = Self {
             database,
+            backups,
             listen,
             metrics,
             tls,
@@ -233,6 +238,25 @@ impl<'a> Reader<'a> {
 
     fn database(&mut self) -> Database {
         self.read("DB_URL", shown_url, any_database).unwrap_or_else(|| Database::File("data/rollcall.db".into()))
+    }
+
+    fn backups(&mut self, database: &Database) -> Option<Backups> {
+        let embedded = database.file().is_some();
+        let folder = self.read("BACKUP_DIR", shown, |text| match text {
+            _ if !embedded => Err("unset: MongoDB is backed up by its own means, see docs/backup.md".to_owned()),
+            "" => Err("the path of a folder".to_owned()),
+            text => Ok(PathBuf::from(text)),
+        });
+        // A mistake in the one is not another in these.
+        let given = self.settings.get("BACKUP_DIR").is_some();
+        let together = || "set together with BACKUP_DIR, or not at all".to_owned();
+        let every = self.read("BACKUP_EVERY", shown, |text| if given { duration(text) } else { Err(together()) });
+        let keep = self.read("BACKUP_KEEP", shown, |text| match Keep::parse(text) {
+            Some(keep) if given => Ok(keep),
+            Some(_) => Err(together()),
+            None => Err(Keep::WANTED.to_owned()),
+        });
+        Some(Backups { folder: folder?, every: every.unwrap_or(DAY), keep: keep.unwrap_or(Keep::DEFAULT) })
     }
 
     fn listen(&mut self) -> SocketAddr {
@@ -501,6 +525,7 @@ mod tests {
         assert_eq!((config.token_ttl, config.session_max_age, config.bcrypt_cost), (DAY, DAY, 10));
         assert_eq!(config.drain_delay, Duration::ZERO);
         assert!(config.tls.is_none() && config.redirect.is_none() && config.hsts_max_age == YEAR);
+        assert!(config.backups.is_none());
         assert!(matches!(config.teacher_signup, TeacherSignup::Open));
         assert!(config.allowed_origins.is_empty() && config.trusted_proxies.is_empty());
         assert_eq!((logs.filter.to_string().as_str(), logs.format), ("info", LogFormat::Text));
@@ -510,6 +535,9 @@ mod tests {
     fn everything_can_be_set() {
         let (config, logs) = Config::new(&settings(&[
             ("DB_URL", "sqlite:///var/lib/rollcall/school.db"),
+            ("BACKUP_DIR", "/backups"),
+            ("BACKUP_EVERY", "6h"),
+            ("BACKUP_KEEP", "2 last, 1 weekly"),
             ("LISTEN_ADDR", "[::]:0"),
             ("JWT_SECRET", "0123456789abcdef0123456789abcdef"),
             ("TOKEN_TTL", " 1h 30m "),
@@ -531,6 +559,9 @@ mod tests {
         ]))
         .unwrap();
         assert_eq!(config.database.file().unwrap(), Path::new("/var/lib/rollcall/school.db"));
+        let backups = config.backups.unwrap();
+        assert_eq!((backups.folder.as_path(), backups.every), (Path::new("/backups"), Duration::from_hours(6)));
+        assert_eq!(backups.keep, Keep { last: 2, daily: 0, weekly: 1 });
         assert_eq!(config.listen.to_string(), "[::]:0");
         assert_eq!(config.jwt_secret.unwrap().expose_secret(), b"0123456789abcdef0123456789abcdef");
         assert_eq!((config.token_ttl, config.session_max_age), (Duration::from_mins(90), 7 * DAY));
@@ -553,6 +584,8 @@ mod tests {
     fn all_mistakes_are_told_at_once() {
         let wrong = [
             ("DB_URL", "postgres://rollcall:hunter2@db/rollcall"),
+            ("BACKUP_EVERY", "6h"),
+            ("BACKUP_KEEP", "all"),
             ("LISTEN_ADDR", "8000"),
             ("JWT_SECRET", "hunter2"),
             ("TOKEN_TTL", "24"),
@@ -580,6 +613,9 @@ mod tests {
             assert!(text.contains("JWT_SECRET is not set: it must be the same on every replica"), "{text}");
             let config = config(&[("DB_URL", url), ("JWT_SECRET", "0123456789abcdef0123456789abcdef")]);
             assert!(config.database.file().is_none());
+            let with_backups = [("DB_URL", url), ("JWT_SECRET", &"x".repeat(32)), ("BACKUP_DIR", "/backups")];
+            let refused = Config::new(&self::settings(&with_backups)).unwrap_err().to_string();
+            assert!(refused.contains("BACKUP_DIR is \"/backups\"") && refused.contains("docs/backup.md"), "{refused}");
             assert!(!format!("{text} {config:?} {}", config.database).contains("hunter2"), "{text}");
         }
     }

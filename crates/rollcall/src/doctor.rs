@@ -18,6 +18,7 @@ use rustix::process::{Resource, getrlimit};
 #[cfg(feature = "mongodb")]
 use secrecy::SecretString;
 
+use crate::backups::Backups;
 use crate::config::{Config, SECRET_MIN_BYTES};
 use crate::database::Database;
 use crate::settings::Settings;
@@ -95,6 +96,13 @@ fn check(settings: &Settings, report: &mut Report) -> io::Result<()> {
         }
         // Told already.
         Err(_) => {}
+    }
+    if let Ok((config, _)) = &config
+        && let Some(file) = config.database.file()
+    {
+        for finding in backups(config.backups.as_ref(), file, clock.now()) {
+            report.line("backups", finding)?;
+        }
     }
     if let Ok((listen, tls)) = Config::listen(settings) {
         report.line("address", address(listen, tls.is_some()))?;
@@ -197,7 +205,7 @@ fn database(path: &Path) -> Finding {
     match SqliteStore::examine(path) {
         Err(error) => Broken(format!("{:#}. Check DB_URL and the file's permissions", anyhow::Error::new(error))),
         Ok(found) if !found.damage.is_empty() => Broken(format!(
-            "{shown} is damaged ({}). Stop the server, keep a copy of the file, and put your last backup in its place",
+            "{shown} is damaged ({}). Stop the server, and take your last backup back with `rollcall restore`, which keeps the file",
             found.damage.join("; ")
         )),
         Ok(found) if found.unfinished_copy => Broken(format!(
@@ -213,6 +221,54 @@ fn database(path: &Path) -> Finding {
             Fine(format!("{shown} is whole: {}, and {} of log{update}", size(found.file_bytes), size(found.log_bytes)))
         }
     }
+}
+
+/// Whether backups can be made, and what the newest is worth.
+fn backups(backups: Option<&Backups>, database: &Path, now: Timestamp) -> Vec<Finding> {
+    let Some(backups) = backups else {
+        let text = "a server makes none by itself. Set BACKUP_DIR, or run `rollcall backup` regularly";
+        return vec![Fine(text.to_owned())];
+    };
+    let shown = backups.folder.display();
+    let found = match backups.found(database) {
+        Ok(found) => found,
+        Err(error) => {
+            let advice = "Make the folder, or mount what it is on";
+            return vec![Broken(format!("BACKUP_DIR {shown} cannot be read: {error}. {advice}"))];
+        }
+    };
+    let mut findings = Vec::new();
+    if let Err(error) = tempfile::Builder::new().prefix(".rollcall-doctor-").tempfile_in(&backups.folder) {
+        findings.push(Broken(format!("{shown} cannot be written to: {error}. Let the server's user write there")));
+    }
+    let device = |path: &Path| path.metadata().map(|metadata| metadata.dev()).ok();
+    if device(&backups.folder) == device(&folder(database)) {
+        findings.push(Odd(format!("{shown} is on the database's own disk, and is lost with it. Use another one")));
+    }
+    let Some(newest) = found.first() else {
+        let text = format!("{shown} holds none yet; a server makes the first as it starts");
+        findings.push(Fine(text));
+        return findings;
+    };
+    let age = Duration::from_millis(u64::try_from(now.millis() - newest.at.millis()).unwrap_or(0));
+    let name = newest.path.display();
+    findings.push(match SqliteStore::examine(&newest.path) {
+        Err(error) => Broken(format!("{:#}. Make another", anyhow::Error::new(error))),
+        Ok(found) if !found.damage.is_empty() => {
+            Broken(format!("{name} is damaged ({}). Check that disk, and make another", found.damage.join("; ")))
+        }
+        Ok(_) if age > 2 * backups.every => Odd(format!(
+            "the newest, {name}, is of {}, and BACKUP_EVERY is {:?}. Read the server's log",
+            newest.at, backups.every
+        )),
+        Ok(report) => Fine(format!(
+            "{} in {shown}; the newest is whole: {}, {:.1} MiB",
+            found.len(),
+            newest.at,
+            report.file_bytes as f64 / MIB as f64
+        )),
+    });
+    findings
 }
 
 /// Whether a server holds the database. Asking takes the lock for an instant, shared, so that it troubles nobody

@@ -3,9 +3,11 @@
 //! * [`settings`] collects text from flags, the environment and `.env`; [`config`] makes validated types of it.
 //! * [`database`] chooses the adapter, [`lifecycle`] joins all to the services and serves; [`connection`], [`listener`]
 //!   and [`tls`] are its HTTP side.
+//! * [`backups`] works beside the server on a schedule.
 //! * [`users`], [`copy`], [`doctor`], [`healthcheck`] are commands beside the server.
 //! * [`passwords`], [`system`], [`secret_file`], [`progress`], [`telemetry`] are what the operating system is asked for.
 
+mod backups;
 mod cli;
 mod config;
 mod connection;
@@ -30,12 +32,14 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::{Context, ensure};
+use rollcall_core::Clock;
 use rollcall_store_sqlite::SqliteStore;
 
 use crate::cli::{Cli, Command};
 use crate::config::{Config, Mistakes};
 use crate::database::Database;
 use crate::settings::{Flags, Settings};
+use crate::system::SystemClock;
 
 /// The exit code for a command line or a setting that cannot be.
 const MISUSED: u8 = 2;
@@ -82,6 +86,7 @@ fn execute(command: Command, flags: Flags) -> anyhow::Result<ExitCode> {
             runtime.block_on(users::run(action, &database, cost))?;
         }
         Command::Backup { file } => backup(&Config::database(&Settings::of_process(flags)?)?, &file)?,
+        Command::Restore { file } => restore(&Config::database(&Settings::of_process(flags)?)?, &file)?,
         Command::Copy { from, to, leave_out_broken } => {
             let (from, to) = (copy::place("FROM_URL", &from)?, copy::place("TO_URL", &to)?);
             return copy::run(&from, &to, leave_out_broken);
@@ -99,9 +104,25 @@ fn execute(command: Command, flags: Flags) -> anyhow::Result<ExitCode> {
 }
 
 fn backup(database: &Database, file: &Path) -> anyhow::Result<()> {
-    let database = database.file().context("MongoDB is not backed up by this command; use mongodump, or snapshots")?;
+    let database = database
+        .file()
+        .context("MongoDB is not backed up by this command; use mongodump, or snapshots, as docs/backup.md says")?;
     ensure!(database.exists(), "there is no database at {}; is DB_URL right?", database.display());
-    SqliteStore::backup(database, file)?;
+    SqliteStore::backup(database, file, || false)?;
     writeln!(io::stdout(), "{} is a copy of {}", file.display(), database.display())?;
+    Ok(())
+}
+
+fn restore(database: &Database, file: &Path) -> anyhow::Result<()> {
+    let database = database.file().context(
+        "this command restores the embedded database; use mongorestore, or snapshots, as docs/backup.md says",
+    )?;
+    let time = backups::stamp(SystemClock::start().now());
+    let kept = SqliteStore::restore(file, database, &time).context("nothing was restored")?;
+    let mut out = io::stdout();
+    writeln!(out, "{} is now what {} is", database.display(), file.display())?;
+    if let Some(kept) = kept {
+        writeln!(out, "What it was before is in {}", kept.display())?;
+    }
     Ok(())
 }

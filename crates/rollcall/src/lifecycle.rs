@@ -117,6 +117,13 @@ async fn run(config: Config, open_files: usize) -> anyhow::Result<()> {
 
     let work = CancellationToken::new();
     let mut feed = tokio::spawn(Arc::clone(&api).follow(work.clone()));
+    let backups = match (&config.backups, config.database.file()) {
+        (Some(backups), Some(file)) => {
+            let clock = Arc::clone(&services.clock);
+            Some(tokio::spawn(backups.clone().run(file.clone(), clock, work.clone())))
+        }
+        _ => None,
+    };
     let expiry = tokio::spawn(expire(Arc::clone(&services), config.session_max_age, work.clone()));
     let server = Server { api, hub, database, stop: CancellationToken::new(), connections: TaskTracker::new(), work };
     tokio::select! {
@@ -165,6 +172,9 @@ async fn run(config: Config, open_files: usize) -> anyhow::Result<()> {
     if outcome.is_ok() {
         // Cancelled with the rest of the work; a panic of theirs is in the log already.
         let _ = tokio::join!(feed, expiry);
+        if let Some(backups) = backups {
+            let _ = backups.await;
+        }
     }
     tracing::info!("ended");
     outcome

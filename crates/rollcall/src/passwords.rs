@@ -17,6 +17,8 @@ use rollcall_core::user::{NewPassword, PasswordHash};
 use secrecy::{ExposeSecret, SecretString};
 use tokio::sync::oneshot;
 
+use crate::system;
+
 /// The costs that a hash may have. Beyond, a single login would hold a core for more than some seconds.
 pub(crate) const COSTS: RangeInclusive<u32> = 4..=16;
 
@@ -203,7 +205,7 @@ impl Queue {
 
 impl Shared {
     fn work(&self, threads: usize) {
-        yield_to_others();
+        system::yield_to_others();
         loop {
             let mut queue = self.queue.lock();
             let job = loop {
@@ -224,15 +226,6 @@ impl Shared {
             let measured = took / job.work as f64;
             self.queue.lock().learn(measured, threads);
         }
-    }
-}
-
-/// Lowers the calling thread's priority, so that sockets and requests come first. Where it is refused, or would
-/// concern the whole process, all are equal.
-fn yield_to_others() {
-    #[cfg(target_os = "linux")]
-    if let Err(error) = rustix::process::nice(10) {
-        tracing::debug!(%error, "password hashing keeps its priority");
     }
 }
 

@@ -43,6 +43,38 @@ pub(crate) const SETTINGS: &[Setting] = &[
                the machine can see flags.",
     },
     Setting {
+        env: "BACKUP_DIR",
+        flag: "backup-dir",
+        value: "FOLDER",
+        heading: DATABASE,
+        default: "none, and no backups",
+        help: "Where backups of the embedded database are put",
+        more: "A folder that is there, best on another disk; one for each server. Backups are made while the server \
+               works, checked, and named by their time in UTC. `rollcall restore` takes one back. Not with MongoDB, \
+               which has its own means.",
+    },
+    Setting {
+        env: "BACKUP_EVERY",
+        flag: "backup-every",
+        value: "DURATION",
+        heading: DATABASE,
+        default: "24h",
+        help: "How long from one backup to the next",
+        more: "A duration such as 30m, 6h or 1d; at most 3650d. The schedule goes on after a restart. A backup that \
+               fails is tried again within five minutes.",
+    },
+    Setting {
+        env: "BACKUP_KEEP",
+        flag: "backup-keep",
+        value: "RULES",
+        heading: DATABASE,
+        default: "3 last, 7 daily, 4 weekly",
+        help: "Which backups are kept",
+        more: "A number: so many of the newest. Or a list such as 3 last, 7 daily, 4 weekly: a backup is kept that is \
+               one of the newest 3, the newest of one of the last 7 days, or the newest of one of the last 4 weeks. \
+               Others are removed after the next one is made.",
+    },
+    Setting {
         env: "LISTEN_ADDR",
         flag: "listen-addr",
         value: "ADDR:PORT",

@@ -45,6 +45,15 @@ pub(crate) fn random<const N: usize>() -> anyhow::Result<[u8; N]> {
     Ok(bytes)
 }
 
+/// Lowers the calling thread's priority, so that sockets and requests come first. Where it is refused, or would
+/// concern the whole process, all are equal.
+pub(crate) fn yield_to_others() {
+    #[cfg(target_os = "linux")]
+    if let Err(error) = rustix::process::nice(10) {
+        tracing::debug!(%error, "a thread keeps its priority");
+    }
+}
+
 /// A source of ids that no other process makes.
 pub(crate) fn ids() -> anyhow::Result<Ids> {
     Ok(Ids::new(random()?, u32::from_ne_bytes(random()?)))

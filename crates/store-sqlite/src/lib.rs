@@ -6,6 +6,7 @@
 //! * `reader` are the threads that read.
 //! * `stream` tells what was committed.
 //! * `transfer` is the file as a whole, for `rollcall copy`.
+//! * `backup` and `restore` are copies of the file, and the way back.
 //! * `file` opens the file and brings its schema up to date; a schema change is a new file in `migrations/`.
 //!
 //! To add a method of the port, put its statements into the noun's file: a read goes to `self.readers`, a write is a
@@ -20,6 +21,7 @@ mod error;
 mod file;
 mod reader;
 mod record;
+mod restore;
 mod row;
 mod session;
 mod stream;
@@ -42,6 +44,7 @@ use rollcall_core::time::Clock;
 pub use backup::BackupError;
 pub use doctor::Report;
 pub use error::OpenError;
+pub use restore::RestoreError;
 pub use transfer::SqliteTransfer;
 
 use crate::error::Gone;
@@ -75,7 +78,11 @@ impl SqliteStore {
         let path = file::absolute(path)?;
         file::create(&path)?;
         let lock = match mode {
-            OpenMode::Serve => Some(file::lock(&path)?),
+            OpenMode::Serve => {
+                let lock = file::lock(&path)?;
+                restore::clear(&path.canonicalize().unwrap_or_else(|_| path.clone()));
+                Some(lock)
+            }
             OpenMode::Tool => None,
         };
         let connection = file::open_writer(&path)?;

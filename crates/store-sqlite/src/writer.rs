@@ -9,9 +9,8 @@
 use std::any::Any;
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::MetadataExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -24,6 +23,7 @@ use tokio::time::timeout_at;
 
 use crate::end::End;
 use crate::error::{Gone, OpenError, is_temporary, not_done};
+use crate::file::identity;
 use crate::session;
 use crate::stream::{self, Signal};
 use crate::tx::{OpenSessions, Tx};
@@ -229,11 +229,6 @@ impl Place {
         );
         Err(rusqlite::Error::SqliteFailure(ffi::Error::new(ffi::SQLITE_CANTOPEN), Some(what)))
     }
-}
-
-/// What tells one file from another.
-fn identity(path: &Path) -> io::Result<(u64, u64)> {
-    path.metadata().map(|file| (file.dev(), file.ino()))
 }
 
 struct Thread {

@@ -146,7 +146,7 @@ async fn everything_belongs_to_its_owner_alone() {
     assert_eq!(names.len(), 4, "the database, its log, the log's index, the lock: {names:?}");
     assert!(names.iter().all(|path| mode(path) == 0o600), "{names:?}");
     let copy = outer.path().join("copy.db");
-    SqliteStore::backup(&file, &copy).unwrap();
+    SqliteStore::backup(&file, &copy, || false).unwrap();
     assert_eq!(mode(&copy), 0o600);
 }
 
@@ -191,7 +191,7 @@ async fn files_of_other_programs_are_refused_untouched() {
         assert!(matches!(error, OpenError::Foreign { .. }), "{error:?}");
         assert_eq!(std::fs::read(&file).unwrap(), before);
         assert!(SqliteStore::examine(&file).is_err());
-        assert!(SqliteStore::backup(&file, &folder.path().join("copy.db")).is_err());
+        assert!(SqliteStore::backup(&file, &folder.path().join("copy.db"), || false).is_err());
     }
     assert!(SqliteStore::examine(&folder.path().join("missing.db")).is_err());
     assert!(!folder.path().join("missing.db").exists(), "looking makes nothing");
@@ -219,7 +219,7 @@ async fn a_backup_is_of_one_moment_while_marks_go_on() {
     let (file, copy) = (folder.path().join("rollcall.db"), folder.path().join("copy.db"));
     let backup = {
         let (file, copy) = (file.clone(), copy.clone());
-        tokio::task::spawn_blocking(move || SqliteStore::backup(&file, &copy))
+        tokio::task::spawn_blocking(move || SqliteStore::backup(&file, &copy, || false))
     };
     let mut marks = 0;
     while !backup.is_finished() || marks < 20 {
@@ -227,7 +227,10 @@ async fn a_backup_is_of_one_moment_while_marks_go_on() {
         marks += 1;
     }
     backup.await.unwrap().unwrap();
-    assert!(matches!(SqliteStore::backup(&file, &copy), Err(BackupError::Exists(_))), "a backup replaces nothing");
+    assert!(
+        matches!(SqliteStore::backup(&file, &copy, || false), Err(BackupError::Exists(_))),
+        "a backup replaces nothing"
+    );
     let report = SqliteStore::examine(&copy).unwrap();
     assert_eq!((report.schema, report.damage.len(), report.log_bytes), (report.known_schema, 0, 0));
     assert!(report.file_bytes > 0 && report.free_bytes.is_some());

@@ -15,6 +15,8 @@ async fn bad_values_stop_the_start_with_their_names() {
         ("TOKEN_TTL", "soon", "soon"),
         ("TOKEN_TTL", "0s", "0s"),
         ("DRAIN_DELAY", "11m", "11m"),
+        ("BACKUP_EVERY", "6h", "BACKUP_DIR"),
+        ("BACKUP_KEEP", "all", "7 daily"),
         ("BCRYPT_COST", "3", "3"),
         ("BCRYPT_COST", "ten", "ten"),
         ("TEACHER_SIGNUP", "maybe", "TEACHER_SIGNUP"),

@@ -6,6 +6,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that finds something else than expected fails")]
 
 mod account;
+mod backup;
 mod bad_input;
 mod class;
 mod command_line;
