@@ -1,5 +1,6 @@
 //! What the driver's errors mean to others.
 
+use mongodb::bson::Document;
 use mongodb::error::{Error, ErrorKind, TRANSIENT_TRANSACTION_ERROR, UNKNOWN_TRANSACTION_COMMIT_RESULT, WriteFailure};
 use rollcall_core::store::{Cause, StoreError};
 
@@ -63,7 +64,37 @@ pub(crate) enum Failure {
     Refused(Cause),
 }
 
+/// An error that the database tells in its answer to a message.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("{message} (code {code})")]
+pub(crate) struct ServerError {
+    code: i32,
+    message: String,
+}
+
+impl ServerError {
+    pub(crate) fn read(error: &Document) -> Self {
+        let message = error.get_str("errmsg").unwrap_or("an error without a message").to_owned();
+        Self { code: error.get_i32("code").unwrap_or_default(), message }
+    }
+}
+
 impl Failure {
+    /// What an error says that the database has with one statement of several.
+    pub(crate) fn of_server(error: ServerError) -> Self {
+        if is_temporary(error.code) { Self::Unknown(error.into()) } else { Self::Refused(error.into()) }
+    }
+
+    /// One failure as what another met with it.
+    pub(crate) fn again(&self) -> Self {
+        match self {
+            Self::Away(cause) => Self::Away(cause.to_string().into()),
+            Self::NotDone(cause) => Self::NotDone(cause.to_string().into()),
+            Self::Unknown(cause) => Self::Unknown(cause.to_string().into()),
+            Self::Refused(cause) => Self::Refused(cause.to_string().into()),
+        }
+    }
+
     /// The time is over.
     pub(crate) fn late() -> Self {
         Self::Unknown(Gone("the database did not answer in time").into())

@@ -4,7 +4,8 @@
 //!   each, reads and writes beside each other.
 //! * [`doc`] turns documents into the core's values and back. It alone knows field names' meaning.
 //! * [`db`] sends: with a time limit, and until the outcome is known.
-//! * [`queue`] orders the commands to open sessions and writes many at once, with the help of [`memory`].
+//! * [`queue`] orders the commands to open sessions and writes many at once, with the help of [`memory`];
+//!   [`updates`] sends those of many sessions together.
 //! * [`stream`] tells what was committed.
 //! * [`open`] opens a database and adds what it lacks; [`survey`] names what is wrong in it.
 //! * [`transfer`] is the database as a whole, for `rollcall copy`.
@@ -25,6 +26,7 @@ mod session;
 mod stream;
 mod survey;
 mod transfer;
+mod updates;
 mod user;
 
 use std::sync::Arc;

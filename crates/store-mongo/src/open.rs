@@ -98,6 +98,8 @@ async fn options(url: &str) -> Result<ClientOptions, OpenError> {
     options.app_name.get_or_insert_with(|| "rollcall".to_owned());
     options.server_selection_timeout = Some(SELECTION);
     options.connect_timeout = Some(SELECTION);
+    // As many as other drivers have, not ten: those who come back at one moment all ask.
+    options.max_pool_size.get_or_insert(100);
     // When a school logs in at one moment, connections are made as fast as they are wanted.
     options.max_connecting.get_or_insert(16);
     options.heartbeat_freq = Some(Duration::from_secs(2));

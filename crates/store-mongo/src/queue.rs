@@ -34,6 +34,7 @@ use crate::doc::{self, entry_doc, id, integer};
 use crate::error::{Failure, Gone, internal};
 use crate::memory::{Live, Memory, size_of};
 use crate::session::{self, actor, named_since};
+use crate::updates::{Applied, Updates};
 
 /// How many commands wait at most; whoever comes then waits for a place.
 const QUEUE: usize = 16_384;
@@ -95,6 +96,7 @@ impl Lanes {
 struct Shared {
     db: Arc<Db>,
     memory: Memory,
+    updates: Arc<Updates>,
     lanes: Mutex<Lanes>,
     places: Arc<Semaphore>,
 }
@@ -108,7 +110,8 @@ pub(crate) struct Queue {
 impl Queue {
     pub(crate) fn new(db: Arc<Db>) -> Self {
         let places = Arc::new(Semaphore::new(QUEUE));
-        let shared = Shared { db, memory: Memory::default(), lanes: Mutex::default(), places };
+        let updates = Updates::new(Arc::clone(&db));
+        let shared = Shared { db, memory: Memory::default(), updates, lanes: Mutex::default(), places };
         Self { shared: Arc::new(shared), tasks: TaskTracker::new() }
     }
 
@@ -446,17 +449,22 @@ impl Shared {
         loop {
             let attempt = self.write_once(fence, &update, decided);
             let failure = match self.while_giving_back(key, batch, decided.outcomes.len(), attempt).await {
-                Ok(true) => return Written::Yes,
-                Ok(false) if cause.is_none() => return Written::Overtaken,
-                // An earlier attempt may have been what raised the revision.
-                Ok(false) => match self.entry_at(fence, first.revision, first_revision).await {
-                    Ok(Some(entry)) if entry == *first => return Written::Yes,
-                    Ok(Some(_)) => return Written::Overtaken,
-                    // What raised it did not last: the fence holds again.
-                    Ok(None) => Failure::NotDone(Gone("the session went back").into()),
-                    Err(StoreError::Internal(defect)) => return Written::Failed(StoreError::OutcomeUnknown(defect)),
-                    Err(StoreError::Unavailable(cause) | StoreError::OutcomeUnknown(cause)) => Failure::Away(cause),
-                },
+                Ok(Applied::Yes) => return Written::Yes,
+                Ok(Applied::No) if cause.is_none() => return Written::Overtaken,
+                // It, or an earlier attempt, may have been what raised the revision.
+                Ok(Applied::No | Applied::Perhaps) => {
+                    cause.get_or_insert_with(|| Gone("another update of the same message was overtaken").into());
+                    match self.entry_at(fence, first.revision, first_revision).await {
+                        Ok(Some(Some(entry))) if entry == *first => return Written::Yes,
+                        Ok(Some(_)) => return Written::Overtaken,
+                        // What raised it did not last: the fence holds again.
+                        Ok(None) => Failure::NotDone(Gone("the session went back").into()),
+                        Err(StoreError::Internal(defect)) => {
+                            return Written::Failed(StoreError::OutcomeUnknown(defect));
+                        }
+                        Err(StoreError::Unavailable(cause) | StoreError::OutcomeUnknown(cause)) => Failure::Away(cause),
+                    }
+                }
                 Err(failure) => failure,
             };
             match failure {
@@ -484,11 +492,11 @@ impl Shared {
         }
     }
 
-    /// One attempt; it answers whether the session was still where it had to be.
-    async fn write_once(&self, fence: &Document, update: &Document, decided: &Decided) -> Result<bool, Failure> {
+    /// One attempt.
+    async fn write_once(&self, fence: &Document, update: &Document, decided: &Decided) -> Result<Applied, Failure> {
         let Some(finished) = &decided.finished else {
-            let updated = self.db.send(self.db.sessions.update_one(fence.clone(), update.clone())).await?;
-            return Ok(updated.matched_count == 1);
+            let size = decided.changes.iter().map(|change| size_of(&change.entry)).sum();
+            return self.updates.apply(fence.clone(), update.clone(), size).await;
         };
         let (db, fence, update) = (Arc::clone(&self.db), fence.clone(), update.clone());
         let finished = finished.clone();
@@ -500,27 +508,31 @@ impl Shared {
                     if updated.matched_count == 1 {
                         session::write_records(&db, tx, &finished).await?;
                     }
-                    Ok(updated.matched_count == 1)
+                    Ok(if updated.matched_count == 1 { Applied::Yes } else { Applied::No })
                 }
                 .boxed()
             })
             .await
     }
 
-    /// The entry that stands at `revision` in the session, if it has come so far.
+    /// The entry that stands at `revision` in the session, if it has come so far. `None` if it has not and `fence`
+    /// may still hold.
     async fn entry_at(
         &self,
         fence: &Document,
         revision: Revision,
         first: Revision,
-    ) -> Result<Option<LogEntry>, StoreError> {
+    ) -> Result<Option<Option<LogEntry>>, StoreError> {
         // A log has no gaps.
         let place = integer(revision.0.saturating_sub(first.0));
         let session = doc! { "_id": fence.get("_id").cloned() };
-        let fields = doc! { "rev": 1, "log": { "$slice": [place, 1_i64] } };
+        let fields = doc! { "epoch": 1, "log": { "$slice": [place, 1_i64] } };
         let found = self.db.find_one(&self.db.sessions_now, session, fields).await?;
-        let Some(found) = found else { return Ok(None) };
-        Ok(session::read(&found, doc::log)?.pop())
+        let Some(found) = found else { return Ok(Some(None)) };
+        let entry = session::read(&found, doc::log)?.pop();
+        // An epoch never comes back.
+        let passed = entry.is_some() || found.get("epoch") != fence.get("epoch");
+        Ok(passed.then_some(entry))
     }
 
     /// Waits for an attempt, and meanwhile gives back what waits behind it for too long.

@@ -16,6 +16,7 @@ use mongodb::change_stream::event::ResumeToken;
 use rollcall_core::id::{ClassId, SessionId, UserId};
 use rollcall_core::session::{Event, LogEntry};
 use rollcall_core::store::{Batch, Change, Cursor, Followed, SessionChange, StoreError};
+use tokio::sync::oneshot;
 
 use crate::class::CLASSES;
 use crate::db::Db;
@@ -71,7 +72,18 @@ pub(crate) async fn follow(
     };
     let (stream, place) = opened.map_err(Failure::told_reader)?;
     let (teachers, classes) = (HashMap::new(), HashMap::new());
-    let follower = Follower { db, stream: Some(stream), place, lost, recount: true, teachers, classes };
+    let follower = Follower {
+        db,
+        stream: Some(stream),
+        place,
+        lost,
+        proven: Instant::now(),
+        probe: None,
+        proof: None,
+        recount: true,
+        teachers,
+        classes,
+    };
     Ok(unfold(follower, async |mut follower| follower.next().await.map(|item| (item, follower))))
 }
 
@@ -102,7 +114,7 @@ async fn open(db: &Db, place: &Place) -> Result<ChangeStream<Document>, Failure>
             { "operationType": { "$in": ["dropDatabase", "invalidate"] } },
         ] } },
         doc! { "$project": {
-            "operationType": 1, "ns.coll": 1, "documentKey._id": 1,
+            "operationType": 1, "clusterTime": 1, "ns.coll": 1, "documentKey._id": 1,
             "updateDescription": {
                 "$cond": [{ "$eq": ["$ns.coll", USERS] }, "$$REMOVE", "$updateDescription"],
             },
@@ -122,12 +134,47 @@ async fn open(db: &Db, place: &Place) -> Result<ChangeStream<Document>, Failure>
     Ok(db.send(watch).await?.with_type())
 }
 
+/// The question how far the database is. While changes come without a pause the stream never says that there is none;
+/// but the first change that a majority got after the question proves that nothing from before it is missing.
+struct Probe {
+    asked: Instant,
+    answer: oneshot::Receiver<Timestamp>,
+    time: Option<Timestamp>,
+}
+
+impl Probe {
+    fn send(db: &Arc<Db>) -> Self {
+        let (reply, answer) = oneshot::channel();
+        let (db, asked) = (Arc::clone(db), Instant::now());
+        tokio::spawn(async move {
+            // Without an answer there is no proof, and that is all.
+            if let Ok(time) = db.majority_time().await {
+                let _ = reply.send(time);
+            }
+        });
+        Self { asked, answer, time: None }
+    }
+
+    /// Whether a change of this time proves that the stream was not behind when this was asked.
+    fn is_passed_by(&mut self, change: Timestamp) -> bool {
+        if self.time.is_none() {
+            self.time = self.answer.try_recv().ok();
+        }
+        self.time.is_some_and(|time| change > time)
+    }
+}
+
 struct Follower {
     db: Arc<Db>,
     /// `None` while it is broken.
     stream: Option<ChangeStream<Document>>,
     place: Place,
     lost: bool,
+    /// When it was last proven that the stream is not behind.
+    proven: Instant,
+    probe: Option<Probe>,
+    /// The moment up to which that is proven and has not been told.
+    proof: Option<Instant>,
     /// Whether sessions began or ended since they were counted.
     recount: bool,
     teachers: HashMap<ClassId, UserId>,
@@ -149,6 +196,9 @@ impl Follower {
             return Followed::Lost;
         }
         loop {
+            if self.proof.take().is_some_and(|asked| asked.elapsed() <= FRESH) {
+                return self.alive();
+            }
             let Some(stream) = &mut self.stream else {
                 if self.open_again().await {
                     return Followed::Lost;
@@ -158,6 +208,7 @@ impl Follower {
             let asked = Instant::now();
             match tokio::time::timeout(SILENCE, stream.next_if_any()).await {
                 Ok(Ok(Some(event))) => {
+                    self.prove(&event);
                     if let Some(item) = self.hear(&event).await {
                         return item;
                     }
@@ -169,10 +220,7 @@ impl Follower {
                     if !stream.is_alive() {
                         self.stream = None;
                     } else if asked.elapsed() <= FRESH {
-                        if std::mem::take(&mut self.recount) {
-                            tokio::spawn(count_sessions(Arc::clone(&self.db)));
-                        }
-                        return Followed::Alive;
+                        return self.alive();
                     }
                 }
                 Ok(Err(error)) => {
@@ -185,6 +233,26 @@ impl Follower {
                     self.stream = None;
                 }
             }
+        }
+    }
+
+    fn alive(&mut self) -> Followed {
+        (self.proven, self.probe) = (Instant::now(), None);
+        if std::mem::take(&mut self.recount) {
+            tokio::spawn(count_sessions(Arc::clone(&self.db)));
+        }
+        Followed::Alive
+    }
+
+    /// Sees whether a change proves that the stream is not behind, and asks for a proof where there was none for long.
+    fn prove(&mut self, event: &Document) {
+        self.probe.take_if(|probe| probe.asked.elapsed() > FRESH);
+        if let Some(probe) = &mut self.probe {
+            if event.get_timestamp("clusterTime").is_ok_and(|time| probe.is_passed_by(time)) {
+                self.proof = Some(probe.asked);
+            }
+        } else if self.proven.elapsed() >= AWAIT {
+            self.probe = Some(Probe::send(&self.db));
         }
     }
 

@@ -179,12 +179,14 @@ impl Attendance {
             missed.extend(changes(&cut_short, self.store.log(cut_short.id, None, end).await?));
         }
         let mut page = Page { after: Some(since), limit: 1_000 };
-        loop {
+        // Each page is a question to the database: what came after `last` was read comes to the socket by itself.
+        while page.after < Some(last.revision) {
             let entries = self.store.log(last.id, None, page).await?;
-            let Some(entry) = entries.last() else { return Ok(missed) };
+            let Some(entry) = entries.last() else { break };
             page.after = Some(entry.revision);
             missed.extend(changes(&last, entries));
         }
+        Ok(missed)
     }
 
     /// The class's revision at present.

@@ -71,6 +71,7 @@ macro_rules! store_conformance {
                 a_slow_follower_misses_nothing,
                 an_unknown_place_is_lost,
                 a_quiet_stream_is_alive,
+                a_busy_stream_is_alive,
                 what_another_process_commits_is_heard,
                 what_another_process_commits_counts_at_once,
                 a_closed_store_answers_and_ends_its_streams,

@@ -148,6 +148,27 @@ pub async fn a_quiet_stream_is_alive<S: Stores>(world: World<S>) {
     tokio::time::timeout(20 * Duration::from_millis(500), alive).await.expect("20 signs of life");
 }
 
+/// So it does while something is committed all the time.
+pub async fn a_busy_stream_is_alive<S: Stores>(world: World<S>) {
+    let (teacher, class, _) = world.course(1).await;
+    world.start(class, teacher).await;
+    let mut listener = world.follow(None).await;
+    let busy = async {
+        loop {
+            done(world.order(Target::Class(class), Command::Summarise, world.origin(teacher)).await);
+        }
+    };
+    let alive = async {
+        for _ in 0..10 {
+            while listener.item().await.expect("the stream ended") != Followed::Alive {}
+        }
+    };
+    tokio::select! {
+        () = busy => {}
+        alive = tokio::time::timeout(PATIENCE, alive) => alive.expect("10 signs of life"),
+    }
+}
+
 /// What another process commits comes in its place, soon.
 pub async fn what_another_process_commits_is_heard<S: Stores>(world: World<S>) {
     let (teacher, class, students) = world.course(1).await;
