@@ -9,6 +9,7 @@
 
 mod http;
 mod machine;
+mod mongo;
 mod process;
 pub(crate) mod reference;
 mod rows;
@@ -16,6 +17,7 @@ mod sockets;
 mod table;
 mod world;
 
+use std::cell::OnceCell;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -24,6 +26,7 @@ use anyhow::Context as _;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::cargo;
+use mongo::Mongo;
 use table::Row;
 use world::Databases;
 
@@ -31,7 +34,7 @@ use world::Databases;
 type Measure = fn(&Bench) -> anyhow::Result<Vec<Row>>;
 
 /// The parts of the table, in its order.
-const NAMES: [(&str, Measure); 9] = [
+const NAMES: [(&str, Measure); 15] = [
     ("me", rows::me::me),
     ("hall-1000", rows::hall::hall_1000),
     ("hall-5000", rows::hall::hall_5000),
@@ -41,6 +44,12 @@ const NAMES: [(&str, Measure); 9] = [
     ("logins", rows::logins::logins),
     ("start", rows::start::start),
     ("growth", rows::growth::growth),
+    ("mongo-marks", rows::mongo::marks),
+    ("mongo-rush", rows::mongo::rush),
+    ("mongo-me", rows::me::me_over_mongo),
+    ("across", rows::replicas::across),
+    ("loss", rows::replicas::loss),
+    ("mongo-size", rows::mongo::size),
 ];
 
 /// Between these stands the recorded table.
@@ -68,10 +77,20 @@ pub(crate) struct Bench {
     /// The server's binary.
     server: PathBuf,
     databases: Databases,
+    mongo: OnceCell<Mongo>,
     quick: bool,
 }
 
 impl Bench {
+    /// The MongoDB, started when it is first wanted.
+    fn mongo(&self) -> anyhow::Result<&Mongo> {
+        if let Some(mongo) = self.mongo.get() {
+            return Ok(mongo);
+        }
+        let started = Mongo::start(1)?;
+        Ok(self.mongo.get_or_init(|| started))
+    }
+
     /// How often server and reference take turns.
     fn turns(&self) -> u32 {
         if self.quick { 1 } else { 3 }
@@ -96,7 +115,7 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     let own = std::env::current_exe().context("the path of this program")?;
     let folder = own.with_file_name("bench");
     let server = own.with_file_name("rollcall");
-    let bench = Bench { server, databases: Databases::new(&folder)?, quick: options.quick };
+    let bench = Bench { server, databases: Databases::new(&folder)?, mongo: OnceCell::new(), quick: options.quick };
     let started = Instant::now();
     let mut rows = Vec::new();
     for (name, measure) in NAMES {

@@ -26,13 +26,19 @@ pub(crate) struct Process {
 impl Process {
     /// Starts the server on this database. Its log goes to a file beside it.
     pub(crate) fn server(bench: &Bench, database: &Path) -> anyhow::Result<Self> {
+        let folder = database.parent().context("a database in a folder")?;
+        Self::replica(bench, &format!("sqlite://{}", database.display()), folder)
+    }
+
+    /// Starts the server on the database of this address. It runs in `folder`, and its log goes there.
+    pub(crate) fn replica(bench: &Bench, url: &str, folder: &Path) -> anyhow::Result<Self> {
         let mut command = Command::new(&bench.server);
-        let url = format!("sqlite://{}", database.display());
-        let settings =
-            [("DB_URL", url.as_str()), ("LISTEN_ADDR", "127.0.0.1:0"), ("JWT_SECRET", SECRET), ("RATE_LIMIT", "off")];
-        let log = database.with_extension("log");
-        command.env_clear().envs(settings).current_dir(database.parent().unwrap_or(Path::new(".")));
-        command.stdin(Stdio::null()).stderr(File::create(&log).context("the server's log")?);
+        let settings = [("DB_URL", url), ("LISTEN_ADDR", "127.0.0.1:0"), ("JWT_SECRET", SECRET), ("RATE_LIMIT", "off")];
+        let log = folder.join("rollcall.log");
+        command.env_clear().envs(settings).current_dir(folder);
+        command
+            .stdin(Stdio::null())
+            .stderr(File::options().create(true).append(true).open(&log).context("the server's log")?);
         Self::start(command).with_context(|| std::fs::read_to_string(log).unwrap_or_default())
     }
 
@@ -111,8 +117,16 @@ impl Drop for Process {
     }
 }
 
-/// Runs a reference that ends by itself; the number that it printed.
+/// Runs a reference that ends by itself; the one number that it printed.
 pub(crate) fn figure(arguments: &[&str]) -> anyhow::Result<f64> {
+    match figures(arguments)?[..] {
+        [figure] => Ok(figure),
+        ref figures => bail!("{} numbers instead of one from {arguments:?}", figures.len()),
+    }
+}
+
+/// The same; all numbers that it printed.
+pub(crate) fn figures(arguments: &[&str]) -> anyhow::Result<Vec<f64>> {
     let mut child = Command::new(std::env::current_exe()?)
         .arg("bench-reference")
         .args(arguments)
@@ -126,5 +140,5 @@ pub(crate) fn figure(arguments: &[&str]) -> anyhow::Result<f64> {
         bail!("the reference {arguments:?} failed with {}", output.status);
     }
     let text = String::from_utf8(output.stdout)?;
-    text.trim().parse().with_context(|| format!("a number instead of {text:?}"))
+    text.split_whitespace().map(|word| word.parse().with_context(|| format!("a number instead of {word:?}"))).collect()
 }

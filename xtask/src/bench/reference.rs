@@ -7,10 +7,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, bail, ensure};
 use axum::Router;
 use axum::http::header::CONTENT_TYPE;
 use axum::routing::get;
+use futures_util::future::try_join_all;
 use futures_util::{FutureExt as _, SinkExt as _, StreamExt as _};
 use hyper::server::conn::http1;
 use hyper_util::rt::TokioIo;
@@ -19,6 +20,9 @@ use rollcall_core::session::{Actor, Command, Door, OperationId, Origin, Status};
 use rollcall_core::store::{Outcome, Sessions as _, Target};
 use rollcall_core::{Clock as _, SessionId};
 use rollcall_store_sqlite::{OpenMode, SqliteStore};
+use rollcall_testkit::mongo::mongodb::bson::{Document, doc};
+use rollcall_testkit::mongo::mongodb::options::{Acknowledgment, ClientOptions, WriteConcern};
+use rollcall_testkit::mongo::mongodb::{Client, Collection};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 use tokio_tungstenite::WebSocketStream;
@@ -40,6 +44,10 @@ enum What {
     Sockets,
     /// Marks that tasks, one for each teacher, give to the store itself; prints marks a second
     Store { database: PathBuf, in_flight: usize, marks: usize },
+    /// Updates in a MongoDB by tasks, each so many after one another; prints updates a second
+    MongoUpdates { url: String, tasks: usize, documents: usize, updates: usize },
+    /// Updates in a MongoDB, one after another; prints for each the seconds until its change stream told of it
+    MongoStream { url: String, updates: usize },
     /// Passwords checked on all cores for so many milliseconds; prints checks a second
     Bcrypt { millis: u64 },
 }
@@ -51,6 +59,16 @@ pub(crate) fn run(options: Options) -> anyhow::Result<()> {
         What::Sockets => block_on(sockets()),
         What::Store { database, in_flight, marks } => {
             println!("{}", block_on(store(&database, in_flight, marks))?);
+            Ok(())
+        }
+        What::MongoUpdates { url, tasks, documents, updates } => {
+            println!("{}", block_on(mongo_updates(&url, tasks, documents, updates))?);
+            Ok(())
+        }
+        What::MongoStream { url, updates } => {
+            for seconds in block_on(mongo_stream(&url, updates))? {
+                println!("{seconds}");
+            }
             Ok(())
         }
         What::Bcrypt { millis } => {
@@ -195,6 +213,59 @@ fn origin(clock: &SystemClock, class: Class, number: usize) -> Origin {
         address: Some([127, 0, 0, 1].into()),
         operation: OperationId::Door(number.to_string().into()),
     }
+}
+
+/// A majority has every update before the task makes its next.
+async fn mongo_updates(url: &str, tasks: usize, documents: usize, count: usize) -> anyhow::Result<f64> {
+    let collection = mongo_documents(url, documents).await?;
+    // All connections are there before the time begins.
+    try_join_all((0..tasks).map(|_| collection.find_one(doc! { "_id": 0_i64 }).into_future())).await?;
+    let started = Instant::now();
+    let tasks = (0..tasks).map(|task| {
+        let collection = collection.clone();
+        tokio::spawn(async move {
+            let document = doc! { "_id": i64::try_from(task % documents)? };
+            for number in 0..i64::try_from(count)? {
+                let set = doc! { "$set": { "by": i64::try_from(task)?, "number": number } };
+                let updated = collection.update_one(document.clone(), set).await?;
+                ensure!(updated.matched_count == 1, "an update of nothing");
+            }
+            anyhow::Ok(())
+        })
+    });
+    let tasks: Vec<_> = tasks.collect();
+    let all = tasks.len() * count;
+    for task in tasks {
+        task.await??;
+    }
+    Ok(all as f64 / started.elapsed().as_secs_f64())
+}
+
+async fn mongo_stream(url: &str, count: usize) -> anyhow::Result<Vec<f64>> {
+    let collection = mongo_documents(url, 1).await?;
+    let mut stream = collection.watch().await?;
+    let mut times = Vec::with_capacity(count);
+    for number in 0..i64::try_from(count)? {
+        let started = Instant::now();
+        let update = collection.update_one(doc! { "_id": 0_i64 }, doc! { "$set": { "number": number } });
+        let (done, heard) = tokio::join!(update.into_future(), stream.next());
+        done?;
+        heard.context("the change stream ended")??;
+        times.push(started.elapsed().as_secs_f64());
+    }
+    Ok(times)
+}
+
+/// A collection of so many documents, by a client that may have a connection for each of 64 users at once.
+async fn mongo_documents(url: &str, documents: usize) -> anyhow::Result<Collection<Document>> {
+    let mut options = ClientOptions::parse(url).await?;
+    options.max_pool_size = Some(64);
+    options.write_concern = Some(WriteConcern::builder().w(Acknowledgment::Majority).journal(true).build());
+    let database = Client::with_options(options)?.default_database().context("a database in the address")?;
+    let collection = database.collection("documents");
+    let documents = (0..i64::try_from(documents)?).map(|id| doc! { "_id": id, "by": 0_i64, "number": -1_i64 });
+    collection.insert_many(documents).await?;
+    Ok(collection)
 }
 
 fn bcrypt(length: Duration) -> anyhow::Result<f64> {

@@ -46,7 +46,9 @@ pub(crate) struct Sockets {
     events: Events,
     open: Vec<Socket>,
     buffer: Vec<u8>,
+    /// What was heard since that was last told.
     heard: Vec<(usize, u64)>,
+    told: Vec<(usize, u64)>,
 }
 
 struct Socket {
@@ -57,7 +59,7 @@ struct Socket {
 }
 
 impl Sockets {
-    /// Opens a socket for each token. The first `senders` of them will send much.
+    /// Opens a socket for each token, which may be followed by more of the address. The first `senders` of them will send much.
     pub(crate) fn open(
         address: SocketAddr,
         tokens: impl IntoIterator<Item = anyhow::Result<String>>,
@@ -65,14 +67,25 @@ impl Sockets {
     ) -> anyhow::Result<Self> {
         let poll = Poll::new()?;
         let mut open = Vec::new();
+        let mut heard = Vec::new();
         for (at, token) in tokens.into_iter().enumerate() {
             let (stream, frames) = upgrade(address, &token?, at < senders)?;
             let mut stream = mio::net::TcpStream::from_std(stream);
             let writes = if at < senders { Interest::READABLE | Interest::WRITABLE } else { Interest::READABLE };
             poll.registry().register(&mut stream, Token(at), writes)?;
+            if frames.texts > 0 {
+                heard.push((at, frames.texts));
+            }
             open.push(Socket { stream, frames, unsent: Vec::new() });
         }
-        Ok(Self { poll, events: Events::with_capacity(4096), open, buffer: vec![0; 64 * 1024], heard: Vec::new() })
+        Ok(Self {
+            poll,
+            events: Events::with_capacity(4096),
+            open,
+            buffer: vec![0; 64 * 1024],
+            heard,
+            told: Vec::new(),
+        })
     }
 
     /// How many there are.
@@ -94,7 +107,6 @@ impl Sockets {
 
     /// Waits until something is heard; which sockets heard how many texts. A refusal is an error.
     pub(crate) fn hear(&mut self) -> anyhow::Result<&[(usize, u64)]> {
-        self.heard.clear();
         while self.heard.is_empty() {
             self.poll.poll(&mut self.events, Some(PATIENCE))?;
             ensure!(!self.events.is_empty(), "nothing was heard for {PATIENCE:?}");
@@ -110,20 +122,28 @@ impl Sockets {
                 }
             }
         }
-        Ok(&self.heard)
+        self.told.clear();
+        std::mem::swap(&mut self.heard, &mut self.told);
+        Ok(&self.told)
     }
 
     /// Lets the first socket send these frames and waits until every socket heard as many; how long that took.
     pub(crate) fn round(&mut self, frames: &[u8], count: u64) -> anyhow::Result<Duration> {
         let started = Instant::now();
-        let mut missing = self.len() * count;
         self.send(0, frames)?;
+        self.hear_all(count)?;
+        Ok(started.elapsed())
+    }
+
+    /// Waits until every socket heard so many texts.
+    pub(crate) fn hear_all(&mut self, count: u64) -> anyhow::Result<()> {
+        let mut missing = self.len() * count;
         while missing > 0 {
             let heard: u64 = self.hear()?.iter().map(|(_, texts)| texts).sum();
             let Some(rest) = missing.checked_sub(heard) else { bail!("more was heard than was said") };
             missing = rest;
         }
-        Ok(started.elapsed())
+        Ok(())
     }
 }
 
@@ -148,9 +168,10 @@ fn upgrade(address: SocketAddr, token: &str, keep: bool) -> anyhow::Result<(TcpS
         }
     };
     ensure!(answer.starts_with(b"HTTP/1.1 101 "), "no upgrade: {}", String::from_utf8_lossy(&answer));
-    ensure!(answer.len() == end, "a frame that nobody asked for");
     stream.set_nonblocking(true)?;
-    Ok((stream, Frames { keep, ..Frames::default() }))
+    let mut frames = Frames { keep, ..Frames::default() };
+    frames.take(&answer[end..])?;
+    Ok((stream, frames))
 }
 
 impl Socket {

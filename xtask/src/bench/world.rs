@@ -35,6 +35,8 @@ const PAST_CLASS_SIZE: usize = 100;
 const PAST_SESSIONS: usize = 100;
 /// The first second of the ids and times in here: 2023-11-14.
 const EPOCH: u32 = 1_700_000_000;
+/// When everything was made, in milliseconds.
+pub(crate) const CREATED: i64 = EPOCH as i64 * 1_000;
 
 /// A class and who teaches it.
 #[derive(Clone, Copy)]
@@ -71,12 +73,23 @@ impl Class {
     }
 }
 
+/// The classes without a past.
+pub(crate) fn classes() -> impl Iterator<Item = Class> {
+    (0..TEACHERS).map(Class::ordinary).chain([1_000, STUDENTS].into_iter().map(Class::lecture))
+}
+
+/// The students, and the teachers of the classes without a past.
+pub(crate) fn everybody() -> impl Iterator<Item = Person> {
+    (0..STUDENTS).map(student).chain(classes().map(|class| class.teacher))
+}
+
 /// Somebody with an account.
 #[derive(Clone, Copy)]
 pub(crate) struct Person {
     pub id: UserId,
+    /// `teacher` or `student`.
+    pub role: &'static str,
     number: usize,
-    role: &'static str,
 }
 
 fn teacher(number: usize) -> Person {
@@ -88,6 +101,11 @@ fn student(number: usize) -> Person {
 }
 
 impl Person {
+    /// What the person is called.
+    pub(crate) fn name(self) -> String {
+        format!("{} {}", self.role, self.number)
+    }
+
     /// The address to log in with.
     pub(crate) fn email(self) -> String {
         format!("{}{}@example.org", self.role, self.number)
@@ -194,8 +212,6 @@ fn make_schema(path: &Path) -> anyhow::Result<()> {
 
 fn fill(connection: &Connection, records: usize) -> anyhow::Result<()> {
     connection.execute_batch("PRAGMA synchronous = OFF; PRAGMA foreign_keys = OFF; BEGIN")?;
-    let ordinary = (0..TEACHERS).map(Class::ordinary);
-    let lectures = [1_000, STUDENTS].into_iter().map(Class::lecture);
     let sessions = records / PAST_CLASS_SIZE;
     let past = (0..sessions.div_ceil(PAST_SESSIONS)).map(Class::past);
     let hash = bcrypt::non_truncating_hash(PASSWORD, 10)?;
@@ -203,20 +219,17 @@ fn fill(connection: &Connection, records: usize) -> anyhow::Result<()> {
         "INSERT INTO users (id, name, email, email_key, role, password_hash, token_version, disabled, created_at)
          VALUES (?1, ?2, ?3, ?3, ?4, ?5, 1, 0, ?6)",
     )?;
-    let created = i64::from(EPOCH) * 1000;
     let mut add_person = |person: Person| {
-        let name = format!("{} {}", person.role, person.number);
-        insert.execute(params![person.id.bytes(), name, person.email(), person.role, hash, created]).map(drop)
+        insert.execute(params![person.id.bytes(), person.name(), person.email(), person.role, hash, CREATED]).map(drop)
     };
-    for number in 0..STUDENTS {
-        add_person(student(number))?;
+    for person in everybody().chain(past.clone().map(|class| class.teacher)) {
+        add_person(person)?;
     }
-    for class in ordinary.chain(lectures).chain(past.clone()) {
-        add_person(class.teacher)?;
+    for class in classes().chain(past.clone()) {
         connection.prepare_cached("INSERT INTO classes VALUES (?1, 'A class', ?2, 0, ?3)")?.execute(params![
             class.id.bytes(),
             class.teacher.id.bytes(),
-            created
+            CREATED
         ])?;
         for student in class.students() {
             connection

@@ -1,5 +1,6 @@
 //! Durable marks from 64 teachers at once, beside the same group commit fed directly.
 
+use std::net::SocketAddr;
 use std::time::Instant;
 
 use anyhow::ensure;
@@ -20,7 +21,10 @@ fn measure(bench: &Bench, in_flight: usize, marks: usize, share: f64) -> anyhow:
     let marks = bench.amount(marks);
     let mut rates = [Vec::new(), Vec::new()];
     for _ in 0..bench.turns() {
-        rates[0].push(over_sockets(bench, in_flight, marks)?);
+        let database = bench.databases.copy(0)?;
+        let server = Process::server(bench, &database.path())?;
+        rates[0].push(over_sockets(server.address(), in_flight, marks)?);
+        drop(server);
         let database = bench.databases.copy(0)?;
         let database = database.path();
         rates[1].push(figure(&["store", &database.to_string_lossy(), &in_flight.to_string(), &marks.to_string()])?);
@@ -34,15 +38,13 @@ fn measure(bench: &Bench, in_flight: usize, marks: usize, share: f64) -> anyhow:
 }
 
 /// Every teacher sends so many marks and hears each before the one that is `in_flight` later; marks a second.
-fn over_sockets(bench: &Bench, in_flight: usize, marks: usize) -> anyhow::Result<f64> {
-    let database = bench.databases.copy(0)?;
-    let server = Process::server(bench, &database.path())?;
+pub(super) fn over_sockets(server: SocketAddr, in_flight: usize, marks: usize) -> anyhow::Result<f64> {
     let classes: Vec<_> = (0..TEACHERS).map(Class::ordinary).collect();
     for class in &classes {
-        start_session(server.address(), *class)?;
+        start_session(server, *class)?;
     }
     let tokens = classes.iter().map(|class| class.teacher.token());
-    let mut sockets = Sockets::open(server.address(), tokens, TEACHERS)?;
+    let mut sockets = Sockets::open(server, tokens, TEACHERS)?;
     let frames: Vec<Vec<Vec<u8>>> = classes.iter().map(|class| mark_frames(*class).take(marks).collect()).collect();
     let started = Instant::now();
     let mut sent = vec![in_flight.min(marks); TEACHERS];

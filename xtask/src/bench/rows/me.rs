@@ -19,7 +19,33 @@ pub(crate) fn me(bench: &Bench) -> anyhow::Result<Vec<Row>> {
     let answer = String::from_utf8(answer)?;
     let body = answer.split_once("\r\n\r\n").map(|(_, body)| body).unwrap_or_default();
     let reference = Process::reference(&["http", body])?;
-    let mut sides = [Side::new(&server, ask.clone())?, Side::new(&reference, ask)?];
+    let [figure, reference, own, bare] = compare(bench, [&server, &reference], &ask)?;
+    let what = "`GET /me` with a token, beside a bare server with a constant answer";
+    Ok(vec![Row::rate(what, "requests", figure, reference, 0.75), cost_row(own, bare)])
+}
+
+/// The same over MongoDB, beside the embedded store.
+pub(crate) fn me_over_mongo(bench: &Bench) -> anyhow::Result<Vec<Row>> {
+    let school = bench.mongo()?.school(bench)?;
+    let database = bench.databases.copy(0)?;
+    let (server, reference) = (school.replica(bench)?, Process::server(bench, &database.path())?);
+    let ask = request("GET", "/me", Some(&Class::ordinary(0).teacher.token()?), "");
+    let [figure, reference, own, bare] = compare(bench, [&server, &reference], &ask)?;
+    let what = "`GET /me` over MongoDB, beside the embedded store";
+    Ok(vec![Row::rate(what, "requests", figure, reference, 0.9), cost_row(own, bare)])
+}
+
+fn cost_row(own: f64, reference: f64) -> Row {
+    Row::new("… processor time of the server for each")
+        .figure(time(Duration::from_secs_f64(own)))
+        .reference(time(Duration::from_secs_f64(reference)))
+        .ratio(own / reference)
+}
+
+/// Requests a second of both in turn, and what each costs them.
+fn compare(bench: &Bench, sides: [&Process; 2], ask: &[u8]) -> anyhow::Result<[f64; 4]> {
+    let [figure, reference] = sides;
+    let mut sides = [Side::new(figure, ask.to_vec())?, Side::new(reference, ask.to_vec())?];
     for side in &mut sides {
         side.load.run(bench.seconds(1))?;
     }
@@ -28,16 +54,9 @@ pub(crate) fn me(bench: &Bench) -> anyhow::Result<Vec<Row>> {
             side.turn(bench.seconds(4))?;
         }
     }
-    let [figure, reference] = [0, 1].map(|side: usize| median(sides[side].rates.clone()));
-    let [own, bare] = [0, 1].map(|side: usize| median(sides[side].costs.clone()));
-    let what = "`GET /me` with a token, beside a bare server with a constant answer";
-    Ok(vec![
-        Row::rate(what, "requests", figure, reference, 0.75),
-        Row::new("… processor time of the server for each")
-            .figure(time(Duration::from_secs_f64(own)))
-            .reference(time(Duration::from_secs_f64(bare)))
-            .ratio(own / bare),
-    ])
+    let [rate, reference] = sides.each_ref().map(|side| median(side.rates.clone()));
+    let [own, bare] = sides.each_ref().map(|side| median(side.costs.clone()));
+    Ok([rate, reference, own, bare])
 }
 
 /// A server under load.

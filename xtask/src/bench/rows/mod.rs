@@ -6,6 +6,8 @@ pub(crate) mod logins;
 pub(crate) mod marks;
 pub(crate) mod me;
 pub(crate) mod memory;
+pub(crate) mod mongo;
+pub(crate) mod replicas;
 pub(crate) mod start;
 
 use std::net::SocketAddr;

@@ -40,7 +40,7 @@ fn start_server(bench: &Bench, database: &Path) -> anyhow::Result<Duration> {
 }
 
 /// Asks until the answer is a success. A server that answers that it is not ready yet has not started.
-fn first_answer(started: Instant, process: &Process, path: &str) -> anyhow::Result<Duration> {
+pub(super) fn first_answer(started: Instant, process: &Process, path: &str) -> anyhow::Result<Duration> {
     let ask = request("GET", path, None, "");
     loop {
         match Client::connect(process.address())?.ask(&ask) {
