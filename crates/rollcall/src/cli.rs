@@ -179,7 +179,7 @@ fn hide_unused(command: &mut clap::Command) {
     }
     let used = |id: &str| match name.as_str() {
         "openapi" | "copy" => false,
-        "healthcheck" => matches!(id, "LISTEN_ADDR" | "TLS_CERT" | "TLS_KEY"),
+        "healthcheck" => matches!(id, "LISTEN_ADDR" | "TLS_CERT" | "ACME_DOMAIN"),
         "backup" | "restore" => id == "DB_URL",
         _ => id == "DB_URL" || id == "BCRYPT_COST",
     };

@@ -19,6 +19,9 @@ use crate::backups::{Backups, Keep};
 use crate::database::Database;
 use crate::passwords;
 use crate::settings::{Given, Settings, Source};
+use crate::tls;
+#[cfg(feature = "acme")]
+use crate::tls::acme::{LETS_ENCRYPT, Order};
 use crate::tls::files::Pair;
 
 /// The fewest bytes of a token secret: as many as the signature has (RFC 7518, 3.2).
@@ -27,6 +30,9 @@ const DAY: Duration = Duration::from_hours(24);
 const YEAR: Duration = DAY.saturating_mul(365);
 const LONGEST: Duration = DAY.saturating_mul(3650);
 const LONGEST_DRAIN: Duration = Duration::from_mins(10);
+/// What the name of the folder ends in that keeps certificates, in the place of the database's own ending.
+#[cfg(feature = "acme")]
+const CACHE_EXTENSION: &str = "acme";
 const DURATION: &str = "a duration from 1s to 3650d, such as 90s, 30m, 24h or 7d";
 const ADDRESS: &str = "an IP address and a port, such as 127.0.0.1:8000, 0.0.0.0:8000 or [::]:8000";
 
@@ -39,8 +45,8 @@ pub(crate) struct Config {
     pub backups: Option<Backups>,
     /// Where to listen.
     pub listen: SocketAddr,
-    /// The certificate for TLS; `None` is plain HTTP.
-    pub tls: Option<Pair>,
+    /// Where the certificate for TLS is from; `None` is plain HTTP.
+    pub tls: Option<tls::Source>,
     /// Where plain HTTP is redirected from.
     pub redirect: Option<SocketAddr>,
     /// The port it is redirected to; `None` is the one that is listened on.
@@ -139,10 +145,11 @@ impl Config {
         let listen = reader.listen();
         let metrics =
             reader.read("METRICS_ADDR", shown, |text| another_address(text, &[("LISTEN_ADDR", Some(listen))]));
-        let tls = reader.tls();
+        let tls = reader.tls(&database);
         let redirect = reader.read("HTTP_REDIRECT_ADDR", shown, |text| {
             if tls.is_none() {
-                return Err("unset without TLS: there is nowhere to send to. Set TLS_CERT and TLS_KEY".to_owned());
+                return Err("unset without TLS: there is nowhere to send to. Set TLS_CERT and TLS_KEY, or ACME_DOMAIN"
+                    .to_owned());
             }
             another_address(text, &[("LISTEN_ADDR", Some(listen)), ("METRICS_ADDR", metrics)])
         });
@@ -194,11 +201,26 @@ impl Config {
         reader.finish(accounts)
     }
 
-    /// Where the server listens, and with which certificate, for commands that call it.
-    pub(crate) fn listen(settings: &Settings) -> Result<(SocketAddr, Option<Pair>), Mistakes> {
+    /// Where the server listens, and whether over TLS, for commands that call it.
+    pub(crate) fn listen(settings: &Settings) -> Result<(SocketAddr, bool), Mistakes> {
         let mut reader = Reader::new(settings);
-        let listen = (reader.listen(), reader.tls());
-        reader.finish(listen)
+        let listen = reader.listen();
+        let tls = ["TLS_CERT", "ACME_DOMAIN"].into_iter().any(|name| settings.get(name).is_some());
+        reader.finish((listen, tls))
+    }
+
+    /// Where the certificate is from, for commands that look at it.
+    pub(crate) fn tls(settings: &Settings) -> Result<Option<tls::Source>, Mistakes> {
+        let mut reader = Reader::new(settings);
+        let database = reader.database();
+        let tls = reader.tls(&database);
+        reader.finish(tls)
+    }
+
+    /// The port that clients use, where the server listens on `port`. An ACME server comes to 443 and to no other.
+    pub(crate) fn public_port(&self, port: u16) -> u16 {
+        let files = matches!(self.tls, None | Some(tls::Source::Files(_)));
+        self.redirect_port.unwrap_or(if files { port } else { 443 })
     }
 }
 
@@ -263,12 +285,43 @@ impl<'a> Reader<'a> {
         self.read("LISTEN_ADDR", shown, address).unwrap_or_else(|| SocketAddr::from((Ipv4Addr::LOCALHOST, 8000)))
     }
 
-    fn tls(&mut self) -> Option<Pair> {
-        let file = |text: &str| match text {
-            "" => Err("the path of a PEM file".to_owned()),
-            text => Ok(PathBuf::from(text)),
-        };
-        match (self.read("TLS_CERT", shown, file), self.read("TLS_KEY", shown, file)) {
+    fn tls(&mut self, database: &Database) -> Option<tls::Source> {
+        let acme = self.acme(database);
+        if self.settings.get("ACME_DOMAIN").is_none() {
+            return self.pair().map(tls::Source::Files);
+        }
+        if let Some(name) = ["TLS_CERT", "TLS_KEY"].into_iter().find(|name| self.settings.get(name).is_some()) {
+            let wanted = "unset with ACME_DOMAIN: the certificate is from files or from an ACME server";
+            self.read(name, shown, |_| Err::<(), _>(wanted.to_owned()));
+        }
+        acme
+    }
+
+    /// The certificate that is wanted from an ACME server.
+    #[cfg(feature = "acme")]
+    fn acme(&mut self, database: &Database) -> Option<tls::Source> {
+        let domains = self.read("ACME_DOMAIN", shown, domains);
+        let email = self.read("ACME_EMAIL", shown, email);
+        let directory = self.read("ACME_DIRECTORY", shown, directory).unwrap_or_else(|| LETS_ENCRYPT.to_owned());
+        let ca = self.read("ACME_CA", shown, path);
+        let beside = database.file().map(|file| file.with_extension(CACHE_EXTENSION));
+        let cache = self.read("ACME_CACHE", shown, path).or(beside);
+        let domains = domains?;
+        if cache.is_none() {
+            let wanted = "a folder to keep the certificate in: with MongoDB there is no file beside the database. \
+                          Several replicas share a certificate by TLS_CERT, or have a proxy end TLS";
+            self.missing("ACME_CACHE", wanted);
+        }
+        Some(tls::Source::Acme(Order { domains, email, directory, ca, cache: cache? }))
+    }
+
+    #[cfg(not(feature = "acme"))]
+    fn acme(&mut self, _: &Database) -> Option<tls::Source> {
+        self.read("ACME_DOMAIN", shown, |_| Err("unset: this program is built without ACME".to_owned()))
+    }
+
+    fn pair(&mut self) -> Option<Pair> {
+        match (self.read("TLS_CERT", shown, path), self.read("TLS_KEY", shown, path)) {
             (Some(certificate), Some(key)) => Some(Pair { certificate, key }),
             (None, None) => None,
             (Some(_), None) => {
@@ -399,6 +452,51 @@ fn another_address(text: &str, others: &[(&str, Option<SocketAddr>)]) -> Result<
     let parsed = address(text)?;
     let same = others.iter().find(|(_, other)| parsed.port() != 0 && Some(parsed) == *other);
     same.map_or(Ok(parsed), |(setting, _)| Err(format!("another address than {setting}")))
+}
+
+fn path(text: &str) -> Result<PathBuf, String> {
+    if text.is_empty() { Err("a path".to_owned()) } else { Ok(text.into()) }
+}
+
+#[cfg(feature = "acme")]
+fn domains(text: &str) -> Result<Vec<String>, String> {
+    let domain = |text: &str| {
+        let name = text.to_ascii_lowercase();
+        let letter = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-';
+        let label = |label: &str| {
+            (1..=63).contains(&label.len())
+                && label.bytes().all(letter)
+                && !label.starts_with('-')
+                && !label.ends_with('-')
+        };
+        let is_name = name.len() <= 253 && name.contains('.') && name.split('.').all(label);
+        // An address ends in a number, a name never does.
+        let is_address = name.rsplit('.').next().is_some_and(|last| last.bytes().all(|byte| byte.is_ascii_digit()));
+        (is_name && !is_address).then_some(name)
+    };
+    let wanted = "names such as rollcall.school.example, without scheme, port and *, other letters than English ones as \
+                  xn--";
+    let mut domains = list(text, wanted, domain)?;
+    domains.sort_unstable();
+    domains.dedup();
+    if domains.is_empty() { Err(wanted.to_owned()) } else { Ok(domains) }
+}
+
+#[cfg(feature = "acme")]
+fn email(text: &str) -> Result<String, String> {
+    let plain = |c: char| c.is_ascii_graphic() && !matches!(c, ',' | '?' | '&' | '%');
+    match text.split_once('@') {
+        Some((name, host)) if !name.is_empty() && host.contains('.') && text.chars().all(plain) => Ok(text.to_owned()),
+        _ => Err("one e-mail address such as office@school.example".to_owned()),
+    }
+}
+
+#[cfg(feature = "acme")]
+fn directory(text: &str) -> Result<String, String> {
+    let uri = text.parse::<axum::http::Uri>().ok();
+    let fits =
+        uri.is_some_and(|uri| uri.scheme_str() == Some("https") && uri.host().is_some_and(|host| !host.is_empty()));
+    if fits { Ok(text.to_owned()) } else { Err(format!("an address under https://, such as {LETS_ENCRYPT}")) }
 }
 
 fn secret(text: &str) -> Result<SecretSlice<u8>, String> {
@@ -559,20 +657,21 @@ mod tests {
         ]))
         .unwrap();
         assert_eq!(config.database.file().unwrap(), Path::new("/var/lib/rollcall/school.db"));
-        let backups = config.backups.unwrap();
+        let backups = config.backups.as_ref().unwrap();
         assert_eq!((backups.folder.as_path(), backups.every), (Path::new("/backups"), Duration::from_hours(6)));
         assert_eq!(backups.keep, Keep { last: 2, daily: 0, weekly: 1 });
         assert_eq!(config.listen.to_string(), "[::]:0");
-        assert_eq!(config.jwt_secret.unwrap().expose_secret(), b"0123456789abcdef0123456789abcdef");
+        assert_eq!(config.jwt_secret.as_ref().unwrap().expose_secret(), b"0123456789abcdef0123456789abcdef");
         assert_eq!((config.token_ttl, config.session_max_age), (Duration::from_mins(90), 7 * DAY));
         assert_eq!(config.bcrypt_cost, 4);
-        assert!(matches!(config.teacher_signup, TeacherSignup::Code(code) if code.expose_secret() == "a:b"));
+        assert!(matches!(&config.teacher_signup, TeacherSignup::Code(code) if code.expose_secret() == "a:b"));
         assert_eq!(config.allowed_origins, ["https://school.example", "http://localhost:5173", "http://[::1]"]);
         let proxies: Vec<_> = config.trusted_proxies.iter().map(ToString::to_string).collect();
         assert_eq!(proxies, ["192.0.2.7/32", "10.0.0.0/8", "fd00::/8"]);
         assert!(!config.limits);
         assert_eq!(config.drain_delay, Duration::from_secs(10));
-        assert_eq!(config.tls, Some(Pair { certificate: "tls/tls.crt".into(), key: "tls/tls.key".into() }));
+        let pair = Pair { certificate: "tls/tls.crt".into(), key: "tls/tls.key".into() };
+        assert_eq!((config.public_port(8443), &config.tls), (443, &Some(tls::Source::Files(pair))));
         assert_eq!((config.redirect.unwrap().port(), config.redirect_port), (80, Some(443)));
         assert_eq!(config.hsts_max_age, Duration::ZERO);
         assert_eq!(config.metrics.unwrap().to_string(), "127.0.0.1:9000");
@@ -700,6 +799,76 @@ mod tests {
             let text = Config::new(&settings(&all)).unwrap_err().to_string();
             assert!(text.contains("HTTP_REDIRECT_ADDR is") && text.contains(told), "{text}");
         }
+    }
+
+    #[cfg(feature = "acme")]
+    #[test]
+    fn an_acme_server_needs_a_name_alone() {
+        let acme = |values: &[(&str, &str)]| match config(values).tls {
+            Some(tls::Source::Acme(order)) => order,
+            other => panic!("{other:?}"),
+        };
+        let order = acme(&[("ACME_DOMAIN", "Rollcall.School.example"), ("DB_URL", "sqlite:///var/lib/r/school.db")]);
+        assert_eq!(order.domains, ["rollcall.school.example"]);
+        assert_eq!(order.cache, Path::new("/var/lib/r/school.acme"));
+        assert_eq!((order.directory.as_str(), order.email, order.ca), (LETS_ENCRYPT, None, None));
+        let all = [
+            ("ACME_DOMAIN", "a.example, xn--cole-9oa.example,a.example"),
+            ("ACME_EMAIL", "office@school.example"),
+            ("ACME_DIRECTORY", "https://127.0.0.1:14000/dir"),
+            ("ACME_CA", "ca.pem"),
+            ("ACME_CACHE", "/var/cache/acme"),
+            ("DB_URL", "sqlite://x.db"),
+        ];
+        let order = acme(&all);
+        assert_eq!(order.domains, ["a.example", "xn--cole-9oa.example"]);
+        assert_eq!((order.email.as_deref(), order.ca), (Some("office@school.example"), Some("ca.pem".into())));
+        assert_eq!((order.directory.as_str(), order.cache), ("https://127.0.0.1:14000/dir", "/var/cache/acme".into()));
+        assert_eq!(config(&all).public_port(8000), 443);
+
+        let both = Config::new(&settings(&[("ACME_DOMAIN", "a.example"), ("TLS_CERT", "a.pem")])).unwrap_err();
+        assert!(
+            both.to_string()
+                .contains("TLS_CERT is \"a.pem\" (from the environment): it must be unset with ACME_DOMAIN")
+        );
+        for (name, values) in [
+            (
+                "ACME_DOMAIN",
+                &[
+                    ",",
+                    "localhost",
+                    "https://a.example",
+                    "a.example:443",
+                    "*.a.example",
+                    "192.0.2.7",
+                    "a..b",
+                    "-a.example",
+                    "école.example",
+                ][..],
+            ),
+            ("ACME_EMAIL", &["office", "a@b", "a@b.example,c@d.example", "a@b.example?cc=x"]),
+            ("ACME_DIRECTORY", &["http://127.0.0.1/dir", "acme.example", "https://"]),
+        ] {
+            for value in values {
+                let given = [(name, *value), ("ACME_DOMAIN", "a.example")];
+                let text = Config::new(&settings(&given[..if name == "ACME_DOMAIN" { 1 } else { 2 }])).unwrap_err();
+                assert!(text.to_string().contains(&format!("\n  {name} is ")), "{value}: {text}");
+            }
+        }
+    }
+
+    #[cfg(all(feature = "acme", feature = "mongodb"))]
+    #[test]
+    fn acme_with_mongodb_wants_a_folder() {
+        let mut values = vec![
+            ("DB_URL", "mongodb://db/rollcall"),
+            ("JWT_SECRET", "0123456789abcdef0123456789abcdef"),
+            ("ACME_DOMAIN", "a.example"),
+        ];
+        let text = Config::new(&settings(&values)).unwrap_err().to_string();
+        assert!(text.contains("ACME_CACHE is not set: it must be a folder"), "{text}");
+        values.push(("ACME_CACHE", "/var/lib/rollcall/acme"));
+        assert!(config(&values).tls.is_some());
     }
 
     #[test]

@@ -23,8 +23,10 @@ use crate::config::{Config, SECRET_MIN_BYTES};
 use crate::database::Database;
 use crate::settings::Settings;
 use crate::system::{self, SystemClock};
+#[cfg(feature = "acme")]
+use crate::tls::acme::Order;
 use crate::tls::files::Pair;
-use crate::tls::{Certificate, Standing};
+use crate::tls::{Certificate, Source, Standing};
 use crate::{healthcheck, secret_file};
 
 const MIB: u64 = 1 << 20;
@@ -105,11 +107,16 @@ fn check(settings: &Settings, report: &mut Report) -> io::Result<()> {
         }
     }
     if let Ok((listen, tls)) = Config::listen(settings) {
-        report.line("address", address(listen, tls.is_some()))?;
-        if let Some(pair) = tls {
-            for finding in certificate(&pair, clock.now()) {
-                report.line("certificate", finding)?;
-            }
+        report.line("address", address(listen, tls))?;
+    }
+    if let Ok(Some(source)) = Config::tls(settings) {
+        let findings = match source {
+            Source::Files(pair) => certificate(&pair, clock.now()),
+            #[cfg(feature = "acme")]
+            Source::Acme(order) => vec![kept(&order, clock.now())],
+        };
+        for finding in findings {
+            report.line("certificate", finding)?;
         }
     }
     Ok(())
@@ -147,6 +154,14 @@ fn oddities(config: &Config) -> Vec<String> {
         odd.push(format!(
             "BCRYPT_COST is {}: password hashes that leak are cracked sooner. Use 10 or more",
             config.bcrypt_cost
+        ));
+    }
+    #[cfg(feature = "acme")]
+    if matches!(config.tls, Some(Source::Acme(_))) && config.listen.ip().is_loopback() {
+        odd.push(format!(
+            "LISTEN_ADDR is {}, which this machine alone reaches: the ACME server cannot look. Use 0.0.0.0:443, unless \
+             port 443 of the names is passed on to it",
+            config.listen
         ));
     }
     if config.trusted_proxies.iter().any(|network| network.prefix_len() == 0) {
@@ -419,7 +434,7 @@ fn certificate(pair: &Pair, now: Timestamp) -> Vec<Finding> {
         Ok(found) => found,
         Err(error) => return vec![Broken(format!("{error:#}"))],
     };
-    let mut findings = vec![standing(&found, now)];
+    let mut findings = vec![standing(&found, now, "Renew it")];
     if !found.in_order() {
         findings.push(Odd(format!(
             "{}: a certificate is not followed by its issuer's, and some clients will not accept the chain. Put them \
@@ -434,8 +449,18 @@ fn certificate(pair: &Pair, now: Timestamp) -> Vec<Finding> {
     findings
 }
 
+/// The certificate that an ACME server issued.
+#[cfg(feature = "acme")]
+fn kept(order: &Order, now: Timestamp) -> Finding {
+    match order.kept() {
+        Ok(Some(certificate)) => standing(&certificate, now, "See in the server's log why it is not renewed"),
+        Ok(None) => Fine(format!("none for {} yet; the server gets one", order.domains.join(", "))),
+        Err(error) => Odd(format!("{error:#}; the server gets another one")),
+    }
+}
+
 /// How long a certificate still counts.
-fn standing(certificate: &Certificate, now: Timestamp) -> Finding {
+fn standing(certificate: &Certificate, now: Timestamp, advice: &str) -> Finding {
     let text = format!(
         "for {}, until {}: {} days left",
         certificate.names(),
@@ -444,8 +469,8 @@ fn standing(certificate: &Certificate, now: Timestamp) -> Finding {
     );
     match certificate.standing(now) {
         Standing::Good => Fine(text),
-        Standing::EndsSoon => Odd(format!("{text}. Renew it")),
-        Standing::Ended => Broken(format!("{text}. Renew it: no client accepts it")),
+        Standing::EndsSoon => Odd(format!("{text}. {advice}")),
+        Standing::Ended => Broken(format!("{text}, and no client accepts it. {advice}")),
         Standing::NotYet => Broken(format!("{text}, and it does not count yet. Check the clock")),
     }
 }

@@ -97,7 +97,7 @@ fn execute(command: Command, flags: Flags) -> anyhow::Result<ExitCode> {
         }
         Command::Healthcheck => {
             let (address, tls) = Config::listen(&Settings::of_process(flags)?)?;
-            healthcheck::run(address, tls.is_some())?;
+            healthcheck::run(address, tls)?;
         }
     }
     Ok(ExitCode::SUCCESS)

@@ -81,7 +81,7 @@ async fn run(config: Config, open_files: usize) -> anyhow::Result<()> {
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::start());
     let figures = telemetry::start_metrics(&*clock, config.database.file().cloned())?;
     let figures: Exposition = Arc::new(move || figures.show());
-    let tls = config.tls.as_ref().map(|pair| Tls::start(pair, &*clock)).transpose()?;
+    let tls = config.tls.as_ref().map(|source| Tls::start(source, &clock)).transpose()?;
 
     let database = config.database.open(OpenMode::Serve, Arc::clone(&clock)).await?;
     let jwt_secret = match (config.jwt_secret.clone(), config.database.file()) {
@@ -133,7 +133,7 @@ async fn run(config: Config, open_files: usize) -> anyhow::Result<()> {
     let certificate = tls.as_ref().map(Tls::current);
     let redirect = certificate.clone().map(|certificate| {
         let is_own = move |host: &str| certificate.get().is_some_and(|certificate| certificate.is_for(host));
-        redirect_router(config.redirect_port.unwrap_or(addresses.main.port()), is_own)
+        redirect_router(config.public_port(addresses.main.port()), is_own)
     });
     listeners.run(&server, figures, redirect);
     if let Some(tls) = tls {
@@ -288,8 +288,12 @@ fn announce(config: &Config, addresses: &Addresses, certificate: Option<&Current
     let scheme = if config.tls.is_some() { "https" } else { "http" };
     let here = reachable(address);
     // A browser takes the certificate only with a name that is in it.
-    let named = certificate.and_then(|certificate| certificate.get()?.host());
-    let named = named.map_or_else(|| here.to_string(), |host| format!("{host}:{}", here.port()));
+    let name = config.tls.as_ref().and_then(|source| source.host(certificate));
+    let named = match (name, config.public_port(here.port())) {
+        (None, _) => here.to_string(),
+        (Some(name), 443) => name,
+        (Some(name), port) => format!("{name}:{port}"),
+    };
     let teachers = match config.teacher_signup {
         TeacherSignup::Open => "sign-up open to anybody",
         TeacherSignup::Closed => "sign-up closed; `rollcall user create` makes them",

@@ -112,7 +112,7 @@ async fn over_tls(
         Some(Accepted::PlainHttp(stream)) => {
             connection::serve(stream, peer, https_only_router(), Arc::default(), stop, permit).await;
         }
-        None => {}
+        Some(Accepted::Challenge) | None => {}
     }
 }
 

@@ -1,8 +1,10 @@
 //! TLS: what the server shows of itself to clients, and the handshake.
 //!
-//! [`certificate`] reads and checks, [`files`] follows the operator's own, [`myself`] is the client that asks the
-//! own server for its health.
+//! [`certificate`] reads and checks, [`files`] follows the operator's own, [`acme`] gets one from an ACME server,
+//! [`myself`] is the client that asks the own server for its health.
 
+#[cfg(feature = "acme")]
+pub(crate) mod acme;
 mod certificate;
 pub(crate) mod files;
 mod myself;
@@ -19,6 +21,7 @@ use rustls::ServerConfig;
 use rustls::server::{Acceptor as ReadHello, ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 use rustls::version::{TLS12, TLS13};
+use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Semaphore;
@@ -42,6 +45,8 @@ const HANDSHAKES_TOTAL: &str = "rollcall_tls_handshakes_total";
 const RELOADS_TOTAL: &str = "rollcall_tls_reloads_total";
 /// The one protocol that is spoken inside.
 const HTTP_1_1: &[u8] = b"http/1.1";
+/// What an ACME server offers, instead, when it looks whether this server is who it says (RFC 8737).
+const ACME: &[u8] = b"acme-tls/1";
 
 /// The certificate that is served now.
 #[derive(Default)]
@@ -95,21 +100,58 @@ fn look(certificate: &Certificate, clock: &dyn Clock) {
     }
 }
 
+/// Where the certificate comes from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Source {
+    /// The operator's files.
+    Files(Pair),
+    /// An ACME server.
+    #[cfg(feature = "acme")]
+    Acme(acme::Order),
+}
+
+impl Source {
+    /// A name under which clients accept the server, which serves `current`.
+    pub(crate) fn host(&self, current: Option<&Current>) -> Option<String> {
+        match self {
+            Self::Files(_) => current?.get()?.host(),
+            #[cfg(feature = "acme")]
+            Self::Acme(order) => order.domains.first().cloned(),
+        }
+    }
+}
+
 /// TLS from the start of the server to its end.
 pub(crate) struct Tls {
     current: Arc<Current>,
     acceptor: Arc<Acceptor>,
-    files: Follower,
+    keeper: Keeper,
+}
+
+/// Who keeps the certificate up to date.
+enum Keeper {
+    Files(Follower),
+    #[cfg(feature = "acme")]
+    Acme(Box<acme::Keeper>),
 }
 
 impl Tls {
-    /// Has a certificate ready to be served, if it can be had now. An error says why nothing can be served.
-    pub(crate) fn start(pair: &Pair, clock: &dyn Clock) -> anyhow::Result<Self> {
+    /// Has a certificate ready to be served, if it can be had now. An error says why none can be, ever.
+    pub(crate) fn start(source: &Source, clock: &Arc<dyn Clock>) -> anyhow::Result<Self> {
         describe();
         let current = Arc::new(Current::default());
-        let files = files::start(pair, &current, clock)?;
-        let acceptor = Arc::new(Acceptor::new(Arc::clone(&current))?);
-        Ok(Self { current, acceptor, files })
+        let (keeper, challenges) = match source {
+            Source::Files(pair) => (Keeper::Files(files::start(pair, &current, &**clock)?), None),
+            #[cfg(feature = "acme")]
+            Source::Acme(order) => {
+                let keeper = acme::Keeper::start(order, Arc::clone(&current), Arc::clone(clock))?;
+                let challenges = config(keeper.challenges(), ACME)?;
+                (Keeper::Acme(Box::new(keeper)), Some(challenges))
+            }
+        };
+        let config = config(Arc::clone(&current) as _, HTTP_1_1)?;
+        let acceptor = Arc::new(Acceptor { config, challenges, room: Semaphore::new(HANDSHAKES) });
+        Ok(Self { current, acceptor, keeper })
     }
 
     /// What the listener takes connections with.
@@ -124,10 +166,16 @@ impl Tls {
 
     /// Keeps the certificate up to date until `stop`.
     pub(crate) fn keep(self, clock: Arc<dyn Clock>, stop: CancellationToken) -> anyhow::Result<()> {
-        let Self { current, files, .. } = self;
-        let hangup = signal(SignalKind::hangup()).context("signals cannot be heard")?;
+        let Self { current, keeper, .. } = self;
         tokio::spawn(watch(Arc::clone(&current), Arc::clone(&clock), stop.clone()));
-        tokio::spawn(files.follow(current, clock, hangup, stop));
+        match keeper {
+            Keeper::Files(files) => {
+                let hangup = signal(SignalKind::hangup()).context("signals cannot be heard")?;
+                tokio::spawn(files.follow(current, clock, hangup, stop));
+            }
+            #[cfg(feature = "acme")]
+            Keeper::Acme(acme) => drop(tokio::spawn(acme.keep(stop))),
+        }
         Ok(())
     }
 }
@@ -137,7 +185,7 @@ fn describe() {
     describe_gauge!(EXPIRY, Unit::Seconds, "When the certificate ends, in seconds since 1970.");
     describe_counter!(HANDSHAKES_TOTAL, Unit::Count, "TLS handshakes, by how they ended; plain: HTTP came instead.");
     describe_counter!(RELOADS_TOTAL, Unit::Count, "Changed certificates that were taken, or not.");
-    for outcome in ["done", "failed", "slow", "plain"] {
+    for outcome in ["done", "failed", "slow", "plain", "challenge"] {
         counter!(HANDSHAKES_TOTAL, "outcome" => outcome).increment(0);
     }
     for outcome in ["done", "failed"] {
@@ -160,7 +208,10 @@ async fn watch(current: Arc<Current>, clock: Arc<dyn Clock>, stop: CancellationT
 
 /// Makes connections TLS.
 pub(crate) struct Acceptor {
+    /// Serves whatever certificate is the current one.
     config: Arc<ServerConfig>,
+    /// Serves what an ACME server asks for, to who offers its protocol and no other (RFC 8737, section 4).
+    challenges: Option<Arc<ServerConfig>>,
     room: Semaphore,
 }
 
@@ -170,20 +221,18 @@ pub(crate) enum Accepted {
     Tls(Box<TlsStream<TcpStream>>),
     /// Plain HTTP, of which nothing is read yet.
     PlainHttp(TcpStream),
+    /// An ACME server, which has seen what it wanted.
+    Challenge,
 }
 
 impl Acceptor {
-    /// Serves whatever certificate is the current one.
-    pub(crate) fn new(current: Arc<Current>) -> anyhow::Result<Self> {
-        Ok(Self { config: config(current, HTTP_1_1)?, room: Semaphore::new(HANDSHAKES) })
-    }
-
     /// Does the handshake. `None` is a client that left, was too slow, or could not be agreed with.
     pub(crate) async fn accept(&self, stream: TcpStream) -> Option<Accepted> {
         let outcome = tokio::time::timeout(HANDSHAKE, self.handshake(stream)).await;
         let (outcome, accepted) = match outcome {
             Ok(Ok(Accepted::Tls(stream))) => ("done", Some(Accepted::Tls(stream))),
-            Ok(Ok(plain)) => ("plain", Some(plain)),
+            Ok(Ok(Accepted::PlainHttp(stream))) => ("plain", Some(Accepted::PlainHttp(stream))),
+            Ok(Ok(Accepted::Challenge)) => ("challenge", None),
             Ok(Err(error)) => {
                 tracing::debug!(%error, "a handshake failed");
                 ("failed", None)
@@ -204,6 +253,12 @@ impl Acceptor {
         // Who has said nothing yet is in nobody's way.
         let hello = LazyConfigAcceptor::new(ReadHello::default(), stream).await?;
         let _turn = self.room.acquire().await.map_err(std::io::Error::other)?;
+        if let Some(challenges) = &self.challenges
+            && hello.client_hello().alpn().is_some_and(|offers| offers.eq([ACME]))
+        {
+            hello.into_stream(Arc::clone(challenges)).await?.shutdown().await?;
+            return Ok(Accepted::Challenge);
+        }
         let stream = hello.into_stream(Arc::clone(&self.config)).await?;
         Ok(Accepted::Tls(Box::new(stream)))
     }
