@@ -13,6 +13,7 @@ mod bench;
 mod cargo;
 mod deploy;
 mod fuzz;
+mod record;
 mod release_notes;
 mod soak;
 mod test;

@@ -8,24 +8,23 @@
 //! A row is a function of a module under [`rows`]; to add one, write it there and name it in [`NAMES`].
 
 mod http;
-mod machine;
+pub(crate) mod machine;
 mod mongo;
-mod process;
+pub(crate) mod process;
 pub(crate) mod reference;
 mod rows;
-mod sockets;
+pub(crate) mod sockets;
 mod table;
-mod world;
+pub(crate) mod world;
 
 use std::cell::OnceCell;
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::Context as _;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-use crate::cargo;
+use crate::{cargo, record};
 use mongo::Mongo;
 use table::Row;
 use world::Databases;
@@ -52,9 +51,8 @@ const NAMES: [(&str, Measure); 15] = [
     ("mongo-size", rows::mongo::size),
 ];
 
-/// Between these stands the recorded table.
-const RECORD_BEGIN: &str = "<!-- recorded by `cargo xtask bench --record` -->";
-const RECORD_END: &str = "<!-- end of the record -->";
+/// Who records the table.
+const RECORD: &str = "cargo xtask bench --record";
 
 #[derive(clap::Args)]
 pub(crate) struct Options {
@@ -128,19 +126,9 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     println!("{machine}\n\n{table}");
     println!("\nMeasured in {:.0?}{}.", started.elapsed(), if bench.quick { ", quickly: not for figures" } else { "" });
     if options.record {
-        record(&machine, &table)?;
+        record::replace(RECORD, &format!("Measured on {machine}.\n\n{table}"))?;
     }
     Ok(())
-}
-
-/// Puts the table of this run into the place of the last one that was recorded.
-fn record(machine: &str, table: &str) -> anyhow::Result<()> {
-    let path = cargo::root().join("docs/benchmarks.md");
-    let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
-    let (before, rest) = text.split_once(RECORD_BEGIN).context("the place where the table begins")?;
-    let (_, after) = rest.split_once(RECORD_END).context("the place where the table ends")?;
-    let text = format!("{before}{RECORD_BEGIN}\n\nMeasured on {machine}.\n\n{table}\n\n{RECORD_END}{after}");
-    fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))
 }
 
 /// Builds the server and this program in release mode and goes on there.
@@ -152,7 +140,7 @@ fn build_and_run() -> anyhow::Result<()> {
 }
 
 /// Thousands of sockets are thousands of open files; the processes started from here inherit the limit.
-fn allow_open_files() -> anyhow::Result<()> {
+pub(crate) fn allow_open_files() -> anyhow::Result<()> {
     let limit = getrlimit(Resource::Nofile);
     setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }).context("more open files")
 }

@@ -85,27 +85,32 @@ impl Process {
         Ok(Duration::from_secs_f64(ticks as f64 / rustix::param::clock_ticks_per_second() as f64))
     }
 
-    /// Bytes of memory that it holds.
-    pub(crate) fn memory(&self) -> anyhow::Result<u64> {
-        let path = format!("/proc/{}/status", self.child.id());
-        let status = std::fs::read_to_string(&path).with_context(|| format!("{path}, which only Linux has"))?;
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("VmRSS")?;
-        let kib: u64 = line.trim().trim_end_matches(" kB").parse()?;
-        Ok(kib * 1024)
-    }
-
-    /// The same, once it has settled.
+    /// Bytes of memory that it holds, once that has settled.
     pub(crate) fn settled_memory(&self) -> anyhow::Result<u64> {
-        let deadline = Instant::now() + Duration::from_secs(10);
-        let mut last = self.memory()?;
-        loop {
-            std::thread::sleep(Duration::from_millis(500));
-            let now = self.memory()?;
-            if now == last || Instant::now() > deadline {
-                return Ok(now);
-            }
-            last = now;
+        settled_memory(self.child.id())
+    }
+}
+
+/// Bytes of memory that a process holds.
+fn memory(pid: u32) -> anyhow::Result<u64> {
+    let path = format!("/proc/{pid}/status");
+    let status = std::fs::read_to_string(&path).with_context(|| format!("{path}, which only Linux has"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("VmRSS")?;
+    let kib: u64 = line.trim().trim_end_matches(" kB").parse()?;
+    Ok(kib * 1024)
+}
+
+/// The same, once it has settled.
+pub(crate) fn settled_memory(pid: u32) -> anyhow::Result<u64> {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    let mut last = memory(pid)?;
+    loop {
+        std::thread::sleep(Duration::from_millis(500));
+        let now = memory(pid)?;
+        if now == last || Instant::now() > deadline {
+            return Ok(now);
         }
+        last = now;
     }
 }
 

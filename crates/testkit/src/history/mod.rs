@@ -26,6 +26,7 @@ pub mod workload;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use rollcall_core::session::{Counts, Status};
 
@@ -201,8 +202,10 @@ pub struct Socket {
     pub since: BTreeMap<Id, u64>,
     /// The frames in the order in which they came.
     pub frames: Vec<Frame>,
-    /// Whether it was open when everything was quiet at the end.
-    pub open: bool,
+    /// When it was opened.
+    pub opened: Moment,
+    /// When it ended; `None` for one that was open when everything was quiet at the end.
+    pub ended: Option<Moment>,
 }
 
 /// Somebody who asked and listened.
@@ -345,15 +348,18 @@ pub struct Sum {
     pub finished: usize,
     /// Connections.
     pub connections: usize,
+    /// The longest that a client was without a connection.
+    pub gap: Duration,
 }
 
 impl fmt::Display for Sum {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { acknowledged, read, refused, resent, unknown, heard, finished, connections } = self;
+        let Self { acknowledged, read, refused, resent, unknown, heard, finished, connections, gap } = self;
         write!(
             f,
             "{acknowledged} commands done, {read} questions answered, {refused} refusals, {resent} sent again, \
-             {unknown} unknown, {heard} frames on {connections} connections, {finished} sessions finished"
+             {unknown} unknown, {heard} frames on {connections} connections and at most {gap:.0?} without one, \
+             {finished} sessions finished"
         )
     }
 }
@@ -370,7 +376,7 @@ impl History {
     }
 
     fn sum(&self) -> Sum {
-        let mut sum = Sum { connections: self.sockets.len(), ..Sum::default() };
+        let mut sum = Sum { connections: self.sockets.len(), gap: self.longest_gap(), ..Sum::default() };
         for operation in &self.operations {
             sum.resent += usize::from(operation.resent.is_some());
             match operation.answer {
@@ -384,6 +390,18 @@ impl History {
         sum.heard = self.sockets.iter().map(|socket| socket.frames.len()).sum();
         sum.finished = self.classes.iter().flat_map(|class| &class.sessions).filter(|session| !session.open).count();
         sum
+    }
+
+    /// The longest time between the end of a client's connection and the next one.
+    fn longest_gap(&self) -> Duration {
+        let mut ended = BTreeMap::new();
+        let mut longest = 0;
+        for socket in &self.sockets {
+            if let Some(Some(Moment(ended))) = ended.insert(socket.client, socket.ended) {
+                longest = longest.max(socket.opened.0.saturating_sub(ended));
+            }
+        }
+        Duration::from_nanos(longest)
     }
 
     /// What people call this id.

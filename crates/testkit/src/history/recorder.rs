@@ -73,14 +73,16 @@ impl Recorder {
 
     /// A connection that was opened. `since` is what it asked for.
     pub fn connected(&self, client: usize, since: BTreeMap<Id, u64>) -> usize {
+        let opened = self.now();
         let mut history = self.history();
-        history.sockets.push(Socket { client, since, frames: Vec::new(), open: true });
+        history.sockets.push(Socket { client, since, frames: Vec::new(), opened, ended: None });
         history.sockets.len() - 1
     }
 
     /// A connection that ended.
     pub fn disconnected(&self, socket: usize) {
-        self.history().sockets[socket].open = false;
+        let now = self.now();
+        self.history().sockets[socket].ended = Some(now);
     }
 
     /// A frame about a session, once it has come.

@@ -57,7 +57,7 @@ fn check_end(history: &History, class: &Class, client: usize) -> Option<Violatio
         Some(Violation { rule: Rule::Convergence, story })
     };
     let sockets: Vec<_> = history.sockets.iter().filter(|socket| socket.client == client).collect();
-    if !sockets.iter().any(|socket| socket.open) {
+    if !sockets.iter().any(|socket| socket.ended.is_none()) {
         return broken("not connected at the end".to_owned());
     }
     let newest = class.sessions.last()?;

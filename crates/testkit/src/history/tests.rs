@@ -17,7 +17,8 @@ struct Book(History);
 impl Book {
     fn new() -> Self {
         let clients = vec![Client { name: "teacher".to_owned(), hears: vec![id(CLASS)] }];
-        let sockets = vec![Socket { client: 0, since: BTreeMap::new(), frames: Vec::new(), open: true }];
+        let sockets =
+            vec![Socket { client: 0, since: BTreeMap::new(), frames: Vec::new(), opened: Moment(0), ended: None }];
         let class = Class { id: id(CLASS), students: vec![id(ANN), id(BEN)], sessions: Vec::new() };
         Self(History { clients, sockets, classes: vec![class], ..History::default() })
     }
@@ -416,15 +417,15 @@ fn screens_end_on_what_the_store_holds() {
     book.0.sockets[0].frames.pop();
     book.breaks(&[Rule::Convergence]);
     let mut book = lesson();
-    book.0.sockets[0].open = false;
+    book.0.sockets[0].ended = Some(Moment(1));
     book.breaks(&[Rule::Convergence]);
     // A second connection goes on where the first broke off.
     let mut book = lesson();
     let since = BTreeMap::from([(id(CLASS), 2)]);
     let frames = book.0.sockets[0].frames.split_off(1);
-    book.0.sockets[0].open = false;
-    book.0.sockets.push(Socket { client: 0, since, frames, open: true });
-    book.is_good();
+    book.0.sockets[0].ended = Some(Moment(1));
+    book.0.sockets.push(Socket { client: 0, since, frames, opened: Moment(3), ended: None });
+    assert_eq!(book.0.check().unwrap().gap, Duration::from_nanos(2));
 }
 
 #[test]

@@ -7,6 +7,7 @@ mod obtain;
 mod process;
 
 use std::net::TcpListener;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail, ensure};
@@ -129,6 +130,11 @@ impl ReplicaSet {
     pub fn resume(&self, member: usize) -> anyhow::Result<()> {
         self.nodes[member].resume()
     }
+}
+
+/// The path of the `mongod` that tests run, obtained if it is not there yet.
+pub fn mongod() -> anyhow::Result<PathBuf> {
+    obtain::mongod()
 }
 
 async fn start_node(set: Option<&str>) -> anyhow::Result<Mongod> {
