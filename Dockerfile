@@ -14,8 +14,10 @@ RUN mkdir -p xtask/src crates/testkit/src \
     && touch xtask/src/main.rs crates/testkit/src/lib.rs
 # Static: glibc's own resolver is in it, for /etc/hosts and DNS. The target is named so that build scripts are not linked
 # so too. Relocations are packed, and what hashes and encrypts leaves out what only processors with AVX-512 run, which is
-# two thirds of a megabyte. No path is left in it, so that it is the same wherever it is built.
-ENV CFLAGS="-DMY_ASSEMBLER_IS_TOO_OLD_FOR_512AVX"
+# two thirds of a megabyte. SQLite leaves out its text and geometry searches, which nothing uses. No path is left in it,
+# so that it is the same wherever it is built.
+ENV CFLAGS="-DMY_ASSEMBLER_IS_TOO_OLD_FOR_512AVX" \
+    LIBSQLITE3_FLAGS="-USQLITE_ENABLE_FTS3 -USQLITE_ENABLE_FTS3_PARENTHESIS -USQLITE_ENABLE_FTS5 -USQLITE_ENABLE_RTREE"
 RUN target="$(rustc --print host-tuple)" \
     && export RUSTFLAGS="-C target-feature=+crt-static -C link-arg=-Wl,-z,pack-relative-relocs --remap-path-prefix=/usr/local/cargo/registry/src/=/ --remap-path-prefix=/src/=/" \
     && cargo build --locked --profile dist --package rollcall --target "$target" \
