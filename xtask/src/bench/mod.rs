@@ -33,7 +33,7 @@ use world::Databases;
 type Measure = fn(&Bench) -> anyhow::Result<Vec<Row>>;
 
 /// The parts of the table, in its order.
-const NAMES: [(&str, Measure); 15] = [
+const NAMES: [(&str, Measure); 17] = [
     ("me", rows::me::me),
     ("hall-1000", rows::hall::hall_1000),
     ("hall-5000", rows::hall::hall_5000),
@@ -48,6 +48,8 @@ const NAMES: [(&str, Measure); 15] = [
     ("mongo-me", rows::me::me_over_mongo),
     ("across", rows::replicas::across),
     ("loss", rows::replicas::loss),
+    ("mongo-follow", rows::replicas::follow),
+    ("mongo-log", rows::mongo::long_log),
     ("mongo-size", rows::mongo::size),
 ];
 

@@ -4,6 +4,7 @@
 
 use std::path::Path;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 
 use anyhow::Context as _;
 use rollcall_testkit::mongo::ReplicaSet;
@@ -69,6 +70,16 @@ impl Mongo {
             anyhow::Ok(())
         })?;
         Ok(school)
+    }
+
+    /// Processor time that its primary has used.
+    pub(crate) fn processor_time(&self) -> anyhow::Result<Duration> {
+        self.runtime.block_on(async {
+            let status = self.set.client().await?.database("admin").run_command(doc! { "serverStatus": 1 }).await?;
+            let used = status.get_document("extra_info").context("what the server uses")?;
+            let micros = used.get_i64("user_time_us")? + used.get_i64("system_time_us")?;
+            Ok(Duration::from_micros(u64::try_from(micros)?))
+        })
     }
 
     fn next(&self, what: &str) -> String {

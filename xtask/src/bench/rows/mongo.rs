@@ -65,6 +65,36 @@ pub(crate) fn rush(bench: &Bench) -> anyhow::Result<Vec<Row>> {
     ])
 }
 
+/// Marks in a session whose document has grown long.
+pub(crate) fn long_log(bench: &Bench) -> anyhow::Result<Vec<Row>> {
+    let school = bench.mongo()?.school(bench)?;
+    let server = school.replica(bench)?;
+    let class = Class::lecture(1_000);
+    start_session(server.address(), class)?;
+    let mut teacher = Sockets::open(server.address(), [class.teacher.token()], 1)?;
+    let mut frames = mark_frames(class);
+    let mut length = 1;
+    let mut rows: Vec<Row> = Vec::new();
+    let mut first = Duration::ZERO;
+    for until in [100, 1_000, 10_000, 19_000] {
+        let filling: Vec<_> = frames.by_ref().take(until - length).collect();
+        for burst in filling.chunks(500) {
+            teacher.round(&burst.concat(), burst.len() as u64)?;
+        }
+        let marks: Vec<_> = frames.by_ref().take(bench.amount(200)).collect();
+        length = until + marks.len();
+        let times = marks.iter().map(|frame| teacher.round(frame, 1)).collect::<anyhow::Result<Vec<_>>>()?;
+        let median = percentile(&times, 0.5);
+        if rows.is_empty() {
+            first = median;
+        }
+        let what = format!("a mark over MongoDB in a session with {} entries, beside with 100", count(until as f64));
+        let ratio = median.as_secs_f64() / first.as_secs_f64();
+        rows.push(Row::new(what).figure(time(median)).reference(time(first)).ratio(ratio));
+    }
+    Ok(rows.split_off(1))
+}
+
 /// Updates a second by so many tasks, each so many, of so many documents.
 fn bare_updates(url: &str, tasks: usize, documents: usize, updates: usize) -> anyhow::Result<f64> {
     let [tasks, documents, updates] = [tasks, documents, updates].map(|number| number.to_string());

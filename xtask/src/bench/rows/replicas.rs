@@ -7,11 +7,12 @@ use serde_json::Value;
 
 use crate::bench::Bench;
 use crate::bench::mongo::Mongo;
-use crate::bench::process::figures;
+use crate::bench::process::{Process, figures};
 use crate::bench::sockets::Sockets;
-use crate::bench::table::{Row, count, percentile, time};
-use crate::bench::world::{CLASS_SIZE, Class, Person};
+use crate::bench::table::{Row, count, median, percentile, time};
+use crate::bench::world::{CLASS_SIZE, Class, Person, TEACHERS};
 
+use super::marks::over_sockets;
 use super::start::first_answer;
 use super::{mark_frames, start_session};
 
@@ -60,6 +61,39 @@ pub(crate) fn across(bench: &Bench) -> anyhow::Result<Vec<Row>> {
             0.5,
         ),
         row("… 99th percentile".to_owned(), 0.99),
+    ])
+}
+
+/// What it costs that every replica hears of every mark.
+pub(crate) fn follow(bench: &Bench) -> anyhow::Result<Vec<Row>> {
+    let marks = bench.amount(4 * CLASS_SIZE);
+    let (mut following, mut database) = (Vec::new(), [Vec::new(), Vec::new()]);
+    let mongo = bench.mongo()?;
+    for _ in 0..bench.turns() {
+        for with_another in [true, false] {
+            let school = mongo.school(bench)?;
+            let server = school.replica(bench)?;
+            let other = if with_another { Some(school.replica(bench)?) } else { None };
+            let used = || other.as_ref().map_or(Ok(Duration::ZERO), Process::processor_time);
+            let before = (mongo.processor_time()?, used()?);
+            over_sockets(server.address(), 1, marks)?;
+            let after = (mongo.processor_time()?, used()?);
+            let each = |used: Duration| used.as_secs_f64() / (TEACHERS * marks) as f64;
+            database[usize::from(!with_another)].push(each(after.0.saturating_sub(before.0)));
+            if with_another {
+                following.push(each(after.1.saturating_sub(before.1)));
+            }
+        }
+    }
+    let [with, without] = database.map(median);
+    let seconds = |seconds| time(Duration::from_secs_f64(seconds));
+    Ok(vec![
+        Row::new("processor time of a replica for each mark that is made on another, with nobody to hear it")
+            .figure(seconds(median(following))),
+        Row::new("… of MongoDB for each mark of 64 teachers, with two replicas, beside with one")
+            .figure(seconds(with))
+            .reference(seconds(without))
+            .ratio(with / without),
     ])
 }
 
