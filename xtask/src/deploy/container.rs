@@ -156,7 +156,7 @@ impl School {
         Self { teacher, students, teacher_socket, student_sockets }
     }
 
-    fn sockets(&mut self) -> impl Iterator<Item = &mut Socket> {
+    pub(super) fn sockets(&mut self) -> impl Iterator<Item = &mut Socket> {
         std::iter::once(&mut self.teacher_socket).chain(&mut self.student_sockets)
     }
 

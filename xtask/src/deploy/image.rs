@@ -16,7 +16,7 @@ const NAME: &str = "localhost/rollcall:test-deploy";
 /// The most bytes that the image may have.
 const MOST: u64 = 20_000_000;
 /// The user in it.
-const USER: &str = "65532:65532";
+pub(super) const USER: &str = "65532:65532";
 /// All files that it may have, folders of many as one.
 const FILES: [&str; 6] = [
     "data/",

@@ -95,10 +95,16 @@ pub(super) fn policy(deploy: &Deploy) -> anyhow::Result<String> {
     Ok(format!("checkov: {} checks passed; meant otherwise, with reasons: {}", count("passed")?, reasons.join(", ")))
 }
 
+/// The overlay for several replicas.
+pub(super) fn cluster(deploy: &Deploy) -> anyhow::Result<Overlay> {
+    render_one(deploy, "cluster")
+}
+
 /// A rendered overlay.
-struct Overlay {
+pub(super) struct Overlay {
     name: &'static str,
-    file: PathBuf,
+    /// Where it is.
+    pub(super) file: PathBuf,
     documents: Vec<Value>,
 }
 
@@ -147,7 +153,7 @@ impl Program {
 
 impl Overlay {
     /// The one document of a kind.
-    fn one(&self, kind: &str) -> anyhow::Result<&Value> {
+    pub(super) fn one(&self, kind: &str) -> anyhow::Result<&Value> {
         let mut found = self.of(kind);
         match (found.next(), found.next()) {
             (Some(document), None) => Ok(document),
@@ -334,18 +340,19 @@ fn secrets_are_templates(deploy: &Deploy, program: &Program) -> anyhow::Result<(
     Ok(())
 }
 
-/// Renders all overlays into files.
+/// Renders all overlays.
 fn render(deploy: &Deploy) -> anyhow::Result<Vec<Overlay>> {
+    OVERLAYS.iter().map(|(name, _)| render_one(deploy, name)).collect()
+}
+
+/// Renders an overlay into a file.
+fn render_one(deploy: &Deploy, name: &'static str) -> anyhow::Result<Overlay> {
     let folder = cargo::root().join("target/deploy/manifests");
     std::fs::create_dir_all(&folder)?;
-    let overlay = |&(name, _): &(&'static str, _)| {
-        let source = cargo::root().join("deploy/k8s/overlays").join(name);
-        let file = folder.join(format!("{name}.yaml"));
-        std::fs::write(&file, kustomize(&source)?)?;
-        let documents = documents(deploy, &file)?;
-        Ok(Overlay { name, file, documents })
-    };
-    OVERLAYS.iter().map(overlay).collect()
+    let file = folder.join(format!("{name}.yaml"));
+    std::fs::write(&file, kustomize(&cargo::root().join("deploy/k8s/overlays").join(name))?)?;
+    let documents = documents(deploy, &file)?;
+    Ok(Overlay { name, file, documents })
 }
 
 /// What a folder with a kustomization renders to.

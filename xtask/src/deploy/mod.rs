@@ -13,6 +13,7 @@ mod image;
 mod manifests;
 mod measure;
 mod monitoring;
+mod pod;
 mod podman;
 mod standin;
 mod tools;
@@ -42,7 +43,7 @@ const fn step(name: &'static str, run: fn(&Deploy) -> anyhow::Result<String>) ->
 }
 
 /// What runs, in this order.
-const STEPS: [Step; 13] = [
+const STEPS: [Step; 14] = [
     step("dockerfile", image::lint),
     step("manifests", manifests::check),
     Step { name: "manifests-versions", full: true, run: manifests::versions },
@@ -52,6 +53,7 @@ const STEPS: [Step; 13] = [
     step("acme", acme::pebble),
     step("image", image::build),
     step("container", container::hardened),
+    step("pod", pod::play),
     step("measure", measure::measure),
     step("compose", compose::single),
     step("rolling-update", compose::rolling),
