@@ -21,7 +21,7 @@ ENV CFLAGS="-DMY_ASSEMBLER_IS_TOO_OLD_FOR_512AVX" \
 RUN target="$(rustc --print host-tuple)" \
     && export RUSTFLAGS="-C target-feature=+crt-static -C link-arg=-Wl,-z,pack-relative-relocs --remap-path-prefix=/usr/local/cargo/registry/src/=/ --remap-path-prefix=/src/=/" \
     && cargo build --locked --profile dist --package rollcall --target "$target" \
-    && install -D "target/$target/dist/rollcall" /image/usr/local/bin/rollcall
+    && install -D --strip "target/$target/dist/rollcall" /image/usr/local/bin/rollcall
 # The user has a number for engines that want to know that it is not root, and a name for those who look.
 RUN install -D -m 644 /etc/ssl/certs/ca-certificates.crt /image/etc/ssl/certs/ca-certificates.crt \
     && mkdir -p /image/usr/share && cp -a /usr/share/zoneinfo /image/usr/share/ \
