@@ -1,7 +1,7 @@
 //! What could be wrong with a history that really happened.
 
 use rollcall_core::session::Status;
-use rollcall_testkit::history::{Answer, Call, Event, History, Id, Rule, Said};
+use rollcall_testkit::history::{Answer, Call, Event, Frame, History, Id, Rule, Said};
 
 /// Alters a history; `None` where it has nothing that could be altered so.
 type Alter = fn(&mut History) -> Option<()>;
@@ -81,20 +81,19 @@ pub(crate) const ALTERATIONS: &[(&str, Rule, Alter)] = &[
         })
     }),
     ("a screen never hears of the last mark", Rule::Convergence, |history| {
-        let newest = history.classes.iter().filter_map(|class| class.sessions.last());
-        let last = newest.flat_map(|session| session.log.iter().rev()).find_map(|entry| match &entry.event {
-            Event::Marked { .. } => Some(entry.revision),
-            _ => None,
+        let (class, last) = history.classes.iter().find_map(|class| {
+            let mut log = class.sessions.last()?.log.iter().rev();
+            let mark = log.find(|entry| matches!(entry.event, Event::Marked { .. }))?;
+            Some((class.id.clone(), mark.revision))
         })?;
-        let mut sockets = history.sockets.iter_mut();
-        sockets.find_map(|socket| {
-            let place = socket
-                .frames
-                .iter()
-                .position(|frame| frame.revision == last && matches!(frame.said, Said::Marked { .. }))?;
-            socket.frames.remove(place);
-            Some(())
-        })
+        let tells =
+            |frame: &Frame| frame.class == class && frame.revision == last && matches!(frame.said, Said::Marked { .. });
+        let client = history.sockets.iter().find(|socket| socket.frames.iter().any(tells))?.client;
+        // A command that was sent again may have been answered once more.
+        for socket in history.sockets.iter_mut().filter(|socket| socket.client == client) {
+            socket.frames.retain(|frame| !tells(frame));
+        }
+        Some(())
     }),
 ];
 
