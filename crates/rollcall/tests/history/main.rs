@@ -132,15 +132,26 @@ async fn a_memory_that_nothing_keeps_true_is_found_out() {
 /// the one that it should.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_real_history_that_is_altered_is_found_out() {
-    let seed = seeds()[0];
-    println!("ROLLCALL_HISTORY_SEED={seed}");
-    let real = on_a_store_that(Lie::None, seed).await;
-    let sum = checked(&real, "and nobody lied");
-    assert!(sum.acknowledged > 100 && sum.read > 100, "{sum}");
-    for (what, rule, alter) in altered::ALTERATIONS {
-        let mut history = real.clone();
-        assert!(alter(&mut history).is_some(), "nothing to alter: {what}");
-        let rules = broken(&history);
-        assert!(rules.contains(rule), "{what} breaks {rules:?}");
+    let first = seeds()[0];
+    let mut left: Vec<_> = altered::ALTERATIONS.iter().collect();
+    // What there is to alter is chance, and on a busy machine little happens: then another history is looked at.
+    for seed in (0..5).map(|more| first.wrapping_add(more)) {
+        println!("ROLLCALL_HISTORY_SEED={seed}");
+        let real = on_a_store_that(Lie::None, seed).await;
+        checked(&real, "and nobody lied");
+        left.retain(|(what, rule, alter)| {
+            let mut history = real.clone();
+            if alter(&mut history).is_none() {
+                return true;
+            }
+            let rules = broken(&history);
+            assert!(rules.contains(rule), "{what} breaks {rules:?}");
+            false
+        });
+        if left.is_empty() {
+            return;
+        }
     }
+    let left: Vec<_> = left.iter().map(|(what, ..)| what).collect();
+    panic!("nothing to alter: {left:?}");
 }
