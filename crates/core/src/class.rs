@@ -39,8 +39,19 @@ pub struct Class {
     pub teacher_id: UserId,
     /// An archived class takes no changes and no sessions; its history stays.
     pub archived: bool,
+    /// Whether students are told by e-mail that they were absent.
+    pub absence_notices: bool,
     /// When it was made.
     pub created_at: Timestamp,
+}
+
+/// A change to a class: what is `None` stays.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ClassChange {
+    /// Another name.
+    pub name: Option<ClassName>,
+    /// Whether students are told by e-mail that they were absent.
+    pub absence_notices: Option<bool>,
 }
 
 /// A class and the ids of its students, in the order in which they were enrolled.

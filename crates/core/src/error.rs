@@ -84,6 +84,12 @@ pub enum Error {
         /// What was looked at.
         seen: Option<Seen>,
     },
+    /// The operator has not said how mails are sent.
+    #[error("e-mail is not set up")]
+    MailNotSetUp,
+    /// The token of a mail is wrong, expired, used, or replaced by a newer one.
+    #[error("the link is invalid or has expired")]
+    InvalidLink,
     /// More work waits than can be done soon.
     #[error("busy, try again in {retry_after:?}")]
     Busy {

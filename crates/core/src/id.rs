@@ -111,6 +111,8 @@ typed_ids! {
     ClassId,
     /// Names a session of a class.
     SessionId,
+    /// Names an e-mail that is to be sent.
+    MailId,
 }
 
 /// Makes ids that no other process makes, in the order of the clock.

@@ -3,6 +3,7 @@
 //! * [`user`], [`class`], [`session`], [`record`]: the nouns, as validated types. A value of such a type is valid.
 //! * [`policy`]: who may do what. It alone makes a [`policy::Teacher`] or a [`policy::Student`] out of an account.
 //! * [`store`]: the port to the database, and [`store::Change`], the stream of what it committed.
+//! * [`mail`]: e-mails that wait to be sent, and the tokens in them.
 //! * [`transfer`]: the port for a database taken as a whole, to be carried into another store.
 //! * [`service`]: the verbs. Both doors (HTTP and WebSocket) call these and nothing else.
 //! * [`error`]: the one error that services answer with.
@@ -14,6 +15,7 @@ pub mod class;
 pub mod directory;
 pub mod error;
 pub mod id;
+pub mod mail;
 pub mod password;
 pub mod policy;
 pub mod record;
@@ -25,5 +27,5 @@ pub mod transfer;
 pub mod user;
 
 pub use error::{Error, FieldError};
-pub use id::{ClassId, Ids, ObjectId, SessionId, UserId};
+pub use id::{ClassId, Ids, MailId, ObjectId, SessionId, UserId};
 pub use time::{Clock, Timestamp};

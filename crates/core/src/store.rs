@@ -15,11 +15,13 @@ use async_trait::async_trait;
 use futures_util::Stream;
 use futures_util::future::BoxFuture;
 
-use crate::class::{Class, ClassName, ClassWithStudents};
+use crate::class::{Class, ClassChange, ClassWithStudents};
 use crate::error::Seen;
 use crate::id::{ClassId, SessionId, UserId};
+use crate::mail::{Fate, Kind, Mail, NewMail, TokenHash};
 use crate::record::Record;
 use crate::session::{Command, LogEntry, Mark, OpenSession, Origin, Refusal, Revision, SessionInfo, Status};
+use crate::time::Timestamp;
 use crate::user::{Account, AccountChange, EmailKey, Person};
 
 /// How long after a command the same command with the same operation id counts as sent again. Later it is a new one,
@@ -165,8 +167,8 @@ pub enum OwnMark {
 /// Accounts.
 #[async_trait]
 pub trait Users {
-    /// Adds an account unless its address is taken.
-    async fn insert_user(&self, account: Account) -> Result<Inserted, StoreError>;
+    /// Adds an account unless its address is taken, and in the same step queues `welcome`, a mail to it.
+    async fn insert_user(&self, account: Account, welcome: Option<NewMail>) -> Result<Inserted, StoreError>;
     /// The account with this id.
     async fn user(&self, id: UserId) -> Result<Option<Account>, StoreError>;
     /// The account with this address.
@@ -203,8 +205,8 @@ pub trait Classes {
     async fn classes_of_student(&self, student: UserId, page: Page<ClassId>) -> Result<Vec<Class>, StoreError>;
     /// The ids of all classes that `user` teaches or is in, without archived ones: what a socket of `user` hears of.
     async fn class_ids_of(&self, user: UserId) -> Result<Vec<ClassId>, StoreError>;
-    /// Gives a class another name.
-    async fn rename_class(&self, id: ClassId, name: ClassName) -> Result<ClassChanged, StoreError>;
+    /// Changes a class.
+    async fn change_class(&self, id: ClassId, change: ClassChange) -> Result<ClassChanged, StoreError>;
     /// Archives a class. An open session of it is finished in the same step, as DONE would.
     async fn archive_class(&self, id: ClassId, origin: Origin) -> Result<ClassChanged, StoreError>;
     /// Enrols a student, in the open session too. One who is in the class already changes nothing.
@@ -269,6 +271,45 @@ pub trait Records {
     async fn last_record(&self, class: ClassId, student: UserId) -> Result<Option<Record>, StoreError>;
 }
 
+/// A finished session whose absent students are to be told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Absences {
+    /// The session.
+    pub session_id: SessionId,
+    /// Its class.
+    pub class_id: ClassId,
+}
+
+/// Mails that wait to be sent. A session of a class with [`Class::absence_notices`] that is finished is noted for
+/// [`absences`](Self::absences) in the same step.
+#[async_trait]
+pub trait Outbox {
+    /// Queues mails, each unless one with its [key](crate::mail::Reason::key) stands in its way.
+    async fn queue_mails(&self, mails: Vec<NewMail>) -> Result<(), StoreError>;
+    /// Takes at most `limit` mails that are due at `now` and not expired, those first that have been due the longest.
+    /// Nobody else is given them until `until`.
+    async fn take_mails(&self, now: Timestamp, until: Timestamp, limit: u32) -> Result<Vec<Mail>, StoreError>;
+    /// Says what becomes of a mail, unless somebody else has taken it since.
+    async fn settle_mail(&self, mail: &Mail, fate: Fate) -> Result<(), StoreError>;
+    /// Whose token that is, in a mail of this kind, if it is good at `now`: neither used, nor replaced, nor expired.
+    async fn token_owner(&self, token: TokenHash, kind: Kind, now: Timestamp) -> Result<Option<UserId>, StoreError>;
+    /// Uses a token that is good at `now` up, and in the same step changes the account of its owner, who must not be
+    /// disabled.
+    async fn use_token(
+        &self,
+        token: TokenHash,
+        kind: Kind,
+        now: Timestamp,
+        change: AccountChange,
+    ) -> Result<Option<Account>, StoreError>;
+    /// Forgets the mails that are expired at `now`. Answers with how many of them were never sent.
+    async fn forget_mails(&self, now: Timestamp) -> Result<u64, StoreError>;
+    /// Sessions whose absent students are to be told, at most `limit`.
+    async fn absences(&self, limit: u32) -> Result<Vec<Absences>, StoreError>;
+    /// The mails to the absent students of this session are queued.
+    async fn absences_queued(&self, session: SessionId) -> Result<(), StoreError>;
+}
+
 /// A place in the committed stream, meaningful to the store that gave it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Cursor(pub Arc<str>);
@@ -323,7 +364,7 @@ pub type ChangeStream = Pin<Box<dyn Stream<Item = Followed> + Send>>;
 
 /// The database.
 #[async_trait]
-pub trait Store: Users + Classes + Sessions + Records + Send + Sync + 'static {
+pub trait Store: Users + Classes + Sessions + Records + Outbox + Send + Sync + 'static {
     /// Follows what is committed, by this process or another: all after `from`, or without it all that is committed
     /// after this call returned.
     async fn follow(&self, from: Option<Cursor>) -> Result<ChangeStream, StoreError>;

@@ -18,6 +18,12 @@ impl Timestamp {
         self.0
     }
 
+    /// The moment `wait` after this one.
+    #[must_use]
+    pub fn after(self, wait: Duration) -> Self {
+        Self(self.0.saturating_add(i64::try_from(wait.as_millis()).unwrap_or(i64::MAX)))
+    }
+
     /// The moment `age` before this one.
     #[must_use]
     pub fn before(self, age: Duration) -> Self {

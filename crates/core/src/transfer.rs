@@ -318,13 +318,27 @@ impl Row {
     }
 
     fn account(&mut self, account: &Account) -> &[u8] {
-        let Account { id, name, email, role, password_hash, token_version, disabled, created_at } = account;
+        let Account {
+            id,
+            name,
+            email,
+            role,
+            password_hash,
+            token_version,
+            disabled,
+            email_confirmed,
+            absence_notices,
+            created_at,
+        } = account;
         self.start().id(id.0).text(name.as_str()).text(email.as_str()).text(role.as_str());
-        self.text(password_hash.expose()).number(u64::from(*token_version)).flag(*disabled).time(*created_at).end()
+        self.text(password_hash.expose()).number(u64::from(*token_version)).flag(*disabled);
+        self.flag(*email_confirmed).flag(*absence_notices).time(*created_at).end()
     }
 
-    fn class(&mut self, Class { id, name, teacher_id, archived, created_at }: &Class) -> &[u8] {
-        self.start().id(id.0).text(name.as_str()).id(teacher_id.0).flag(*archived).time(*created_at).end()
+    fn class(&mut self, class: &Class) -> &[u8] {
+        let Class { id, name, teacher_id, archived, absence_notices, created_at } = class;
+        self.start().id(id.0).text(name.as_str()).id(teacher_id.0).flag(*archived).flag(*absence_notices);
+        self.time(*created_at).end()
     }
 
     fn session(&mut self, info: &SessionInfo) -> &[u8] {

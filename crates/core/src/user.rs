@@ -213,6 +213,10 @@ pub struct Account {
     pub token_version: u32,
     /// A disabled account cannot log in, and its tokens are refused.
     pub disabled: bool,
+    /// Whether the address is known to be the person's.
+    pub email_confirmed: bool,
+    /// Whether the person wants notices of absences, where a class sends them.
+    pub absence_notices: bool,
     /// When it was made.
     pub created_at: Timestamp,
 }
@@ -244,6 +248,12 @@ pub enum AccountChange {
     Enable,
     /// A new password, which revokes all tokens.
     SetPassword(PasswordHash),
+    /// The same, chosen by somebody who could read what was sent to the address, which is confirmed by that.
+    ResetPassword(PasswordHash),
+    /// The address is the person's.
+    ConfirmEmail,
+    /// Whether notices of absences are wanted.
+    AbsenceNotices(bool),
 }
 
 #[cfg(test)]

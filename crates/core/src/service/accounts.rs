@@ -5,9 +5,11 @@ use std::sync::Arc;
 use secrecy::{ExposeSecret, SecretString};
 use subtle::ConstantTimeEq;
 
+use super::Mails;
 use crate::directory::Directory;
 use crate::error::{Error, FieldError};
 use crate::id::{Ids, UserId};
+use crate::mail::Reason;
 use crate::password::PasswordHasher;
 use crate::policy::Member;
 use crate::store::{Inserted, Page, Store};
@@ -58,25 +60,27 @@ pub struct Accounts {
     pub(super) hasher: Arc<dyn PasswordHasher>,
     pub(super) ids: Arc<Ids>,
     pub(super) directory: Arc<Directory>,
+    pub(super) mails: Arc<Mails>,
     pub(super) teacher_signup: TeacherSignup,
 }
 
 impl Accounts {
-    /// Makes an account for somebody who signs up: a student, or a teacher where that is open.
+    /// Makes an account for somebody who signs up: a student, or a teacher where that is open. Where mails are sent,
+    /// one asks to confirm the address.
     pub async fn sign_up(&self, wanted: SignUp<'_>) -> Result<Account, Error> {
         if wanted.role == Role::Admin {
             return Err(Error::invalid("role", "must be teacher or student"));
         }
         let closed = wanted.role == Role::Teacher && !self.teacher_signup.admits(wanted.code.as_ref());
-        self.make(wanted, closed).await
+        self.make(wanted, closed, false).await
     }
 
-    /// Makes an account of any role, on the operator's word.
+    /// Makes an account of any role, on the operator's word, which holds for its address too.
     pub async fn create(&self, wanted: SignUp<'_>) -> Result<Account, Error> {
-        self.make(wanted, false).await
+        self.make(wanted, false, true).await
     }
 
-    async fn make(&self, wanted: SignUp<'_>, closed: bool) -> Result<Account, Error> {
+    async fn make(&self, wanted: SignUp<'_>, closed: bool, email_confirmed: bool) -> Result<Account, Error> {
         let mut errors = Vec::new();
         let name = note(&mut errors, PersonName::parse(wanted.name));
         let email = note(&mut errors, Email::parse(wanted.email));
@@ -101,9 +105,12 @@ impl Accounts {
             password_hash,
             token_version: 0,
             disabled: false,
+            email_confirmed,
+            absence_notices: true,
             created_at: now,
         };
-        match self.store.insert_user(account.clone()).await? {
+        let welcome = self.mails.with_token(account.id, Reason::ConfirmEmail).filter(|_| !email_confirmed);
+        match self.store.insert_user(account.clone(), welcome).await? {
             Inserted::Created => Ok(account),
             Inserted::EmailExists => Err(Error::EmailExists),
         }

@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use crate::class::{Class, ClassName, ClassWithStudents};
+use super::Mails;
+use crate::class::{Class, ClassChange, ClassName, ClassWithStudents};
 use crate::directory::Directory;
 use crate::error::Error;
 use crate::id::{ClassId, Ids, UserId};
@@ -27,14 +28,21 @@ pub struct Classes {
     pub(super) clock: Arc<dyn Clock>,
     pub(super) ids: Arc<Ids>,
     pub(super) directory: Arc<Directory>,
+    pub(super) mails: Arc<Mails>,
 }
 
 impl Classes {
     /// Makes a class of the teacher's.
     pub async fn create(&self, teacher: Teacher, name: ClassName) -> Result<ClassWithStudents, Error> {
         let now = self.clock.now();
-        let class =
-            Class { id: ClassId(self.ids.next(now)), name, teacher_id: teacher.id(), archived: false, created_at: now };
+        let class = Class {
+            id: ClassId(self.ids.next(now)),
+            name,
+            teacher_id: teacher.id(),
+            archived: false,
+            absence_notices: false,
+            created_at: now,
+        };
         self.store.insert_class(class.clone()).await?;
         Ok(ClassWithStudents { class, student_ids: Vec::new() })
     }
@@ -94,9 +102,12 @@ impl Classes {
         Ok(self.store.students(page).await?)
     }
 
-    /// Gives a class another name.
-    pub async fn rename(&self, class: &OwnClass, name: ClassName) -> Result<ClassWithStudents, Error> {
-        changed(self.store.rename_class(class.id(), name).await?)
+    /// Changes a class. Notices by e-mail are not promised where none are sent.
+    pub async fn change(&self, class: &OwnClass, change: ClassChange) -> Result<ClassWithStudents, Error> {
+        if change.absence_notices == Some(true) {
+            self.mails.set_up()?;
+        }
+        changed(self.store.change_class(class.id(), change).await?)
     }
 
     /// Archives a class; an open session of it is finished as DONE would.

@@ -4,15 +4,18 @@
 mod accounts;
 mod attendance;
 mod classes;
+mod mail;
 
 use std::sync::Arc;
 
 pub use accounts::{Accounts, SignUp, TeacherSignup};
 pub use attendance::{Attendance, Committed, History, OpenView, Pending};
 pub use classes::{ClassView, Classes};
+pub use mail::{Letter, Mails, Subject};
 
 use crate::directory::Directory;
 use crate::id::Ids;
+use crate::mail::MailTokens;
 use crate::password::PasswordHasher;
 use crate::store::Store;
 use crate::time::Clock;
@@ -27,6 +30,8 @@ pub struct Ports {
     pub hasher: Arc<dyn PasswordHasher>,
     /// New ids.
     pub ids: Ids,
+    /// Tokens in mails; `None` where no mails are sent.
+    pub mail_tokens: Option<Arc<dyn MailTokens>>,
 }
 
 /// All services over one set of ports.
@@ -37,6 +42,8 @@ pub struct Services {
     pub classes: Classes,
     /// Sessions, marks and history.
     pub attendance: Attendance,
+    /// E-mails.
+    pub mails: Arc<Mails>,
     /// What is remembered; whoever follows the committed stream keeps it true.
     pub directory: Arc<Directory>,
     /// The time, for the doors.
@@ -50,9 +57,16 @@ pub struct Services {
 impl Services {
     /// The services over `ports`; new teachers are let in as `teacher_signup` says.
     pub fn new(ports: Ports, teacher_signup: TeacherSignup) -> Self {
-        let Ports { store, clock, hasher, ids } = ports;
+        let Ports { store, clock, hasher, ids, mail_tokens } = ports;
         let ids = Arc::new(ids);
         let directory = Arc::new(Directory::new(Arc::clone(&store), Arc::clone(&clock)));
+        let mails = Arc::new(Mails {
+            store: Arc::clone(&store),
+            clock: Arc::clone(&clock),
+            hasher: Arc::clone(&hasher),
+            ids: Arc::clone(&ids),
+            tokens: mail_tokens,
+        });
         Self {
             accounts: Accounts {
                 store: Arc::clone(&store),
@@ -60,6 +74,7 @@ impl Services {
                 hasher,
                 ids: Arc::clone(&ids),
                 directory: Arc::clone(&directory),
+                mails: Arc::clone(&mails),
                 teacher_signup,
             },
             classes: Classes {
@@ -67,6 +82,7 @@ impl Services {
                 clock: Arc::clone(&clock),
                 ids: Arc::clone(&ids),
                 directory: Arc::clone(&directory),
+                mails: Arc::clone(&mails),
             },
             attendance: Attendance {
                 store: Arc::clone(&store),
@@ -74,6 +90,7 @@ impl Services {
                 ids: Arc::clone(&ids),
                 directory: Arc::clone(&directory),
             },
+            mails,
             directory,
             clock,
             ids,
