@@ -28,6 +28,7 @@ use crate::class::CLASSES;
 use crate::db::Db;
 use crate::doc::{self, Damaged};
 use crate::error::{DUPLICATE_KEY, Failure, Gone, OpenError, internal};
+use crate::mail::{ABSENCES, MAILS};
 use crate::open;
 use crate::record::{EARLIER_RECORDS, RECORDS};
 use crate::session::{SESSIONS, actor};
@@ -351,7 +352,11 @@ impl MongoTransfer {
     /// What nothing else meets on its way through a part.
     async fn overlooked(&self, part: Part) -> Result<Vec<Problem>, StoreError> {
         match part {
-            Part::Accounts => self.strays(USERS, &self.db.users).await,
+            Part::Accounts => {
+                let mut problems = self.strays(USERS, &self.db.users).await?;
+                problems.extend(self.waiting().await?);
+                Ok(problems)
+            }
             Part::Classes => self.strays(CLASSES, &self.db.classes).await,
             Part::FinishedSessions => self.strays(SESSIONS, &self.db.sessions).await,
             Part::OpenSessions => {
@@ -366,6 +371,23 @@ impl MongoTransfer {
                 Ok(problems)
             }
         }
+    }
+
+    /// Tells of mails that are still to be sent: only the server that queued them can.
+    async fn waiting(&self) -> Result<Vec<Problem>, StoreError> {
+        let unsent = doc! { "dueAt": { "$exists": true }, "$expr": { "$gt": ["$expiresAt", "$$NOW"] } };
+        let mails = self.send(|| self.db.mails.count_documents(unsent.clone())).await?;
+        let sessions = self.send(|| self.db.absences.count_documents(doc! {})).await?;
+        let mut problems = Vec::new();
+        if mails > 0 {
+            let what = format!("{mails} wait to be sent; they are left out");
+            problems.push(Problem { place: MAILS.to_owned(), what });
+        }
+        if sessions > 0 {
+            let what = format!("the absent students of {sessions} sessions are to be told; they are left out");
+            problems.push(Problem { place: ABSENCES.to_owned(), what });
+        }
+        Ok(problems)
     }
 
     /// Adds documents of which some may be there already.
