@@ -45,6 +45,19 @@ pub struct Class {
     pub created_at: Timestamp,
 }
 
+impl Class {
+    /// The class after `change`.
+    #[must_use]
+    pub fn changed(self, change: ClassChange) -> Self {
+        let ClassChange { name, absence_notices } = change;
+        Self {
+            name: name.unwrap_or(self.name),
+            absence_notices: absence_notices.unwrap_or(self.absence_notices),
+            ..self
+        }
+    }
+}
+
 /// A change to a class: what is `None` stays.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ClassChange {

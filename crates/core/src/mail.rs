@@ -78,13 +78,13 @@ impl Kind {
         }
     }
 
-    /// For how long such a mail is worth sending, and its token good.
-    pub const fn lifetime(self) -> Duration {
-        match self {
+    /// Until when a mail of `queued_at` is worth sending, and its token good.
+    pub fn expires_at(self, queued_at: Timestamp) -> Timestamp {
+        queued_at.after(match self {
             Self::ConfirmEmail => Duration::from_hours(7 * 24),
             Self::ResetPassword => Duration::from_hours(1),
             Self::Absence => Duration::from_hours(3 * 24),
-        }
+        })
     }
 }
 
@@ -151,13 +151,6 @@ pub struct NewMail {
     pub replaces_before: Timestamp,
 }
 
-impl NewMail {
-    /// When it is not sent any more, and its token is no good.
-    pub fn expires_at(&self) -> Timestamp {
-        self.queued_at.after(self.reason.kind().lifetime())
-    }
-}
-
 /// A mail that is being sent.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mail {
@@ -171,6 +164,25 @@ pub struct Mail {
     pub queued_at: Timestamp,
     /// The number of this attempt, from 1.
     pub attempt: u32,
+}
+
+/// A mail as it stands in a store.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoredMail {
+    /// Its id.
+    pub id: MailId,
+    /// Whom it is for.
+    pub to: UserId,
+    /// What it is about.
+    pub reason: Reason,
+    /// The hash of its token, if that was not used yet.
+    pub token: Option<TokenHash>,
+    /// When it was queued.
+    pub queued_at: Timestamp,
+    /// When it is to be sent next; `None` if nothing more is sent.
+    pub due_at: Option<Timestamp>,
+    /// How many attempts were made to send it.
+    pub attempts: u32,
 }
 
 /// What becomes of a mail after an attempt.

@@ -12,9 +12,10 @@ use async_trait::async_trait;
 
 use crate::class::{Class, ClassWithStudents};
 use crate::id::{ClassId, ObjectId, UserId};
+use crate::mail::{Reason as MailReason, StoredMail, TokenHash};
 use crate::record::Record;
 use crate::session::{Actor, Counts, Event, LogEntry, Mark, OperationId, Reason, SessionInfo, SessionState, Status};
-use crate::store::StoreError;
+use crate::store::{Absences, StoreError};
 use crate::time::Timestamp;
 use crate::user::{Account, UnknownName};
 
@@ -31,12 +32,23 @@ pub enum Part {
     OpenSessions,
     /// What an earlier backend left, by id.
     EarlierRecords,
+    /// Mails, by id.
+    Mails,
+    /// Sessions whose absent students are to be told, by id.
+    Absences,
 }
 
 impl Part {
     /// Every part, in order.
-    pub const ALL: [Self; 5] =
-        [Self::Accounts, Self::Classes, Self::FinishedSessions, Self::OpenSessions, Self::EarlierRecords];
+    pub const ALL: [Self; 7] = [
+        Self::Accounts,
+        Self::Classes,
+        Self::FinishedSessions,
+        Self::OpenSessions,
+        Self::EarlierRecords,
+        Self::Mails,
+        Self::Absences,
+    ];
 
     /// The part's name, as a target keeps it.
     pub const fn as_str(self) -> &'static str {
@@ -46,6 +58,8 @@ impl Part {
             Self::FinishedSessions => "finished sessions",
             Self::OpenSessions => "open sessions",
             Self::EarlierRecords => "earlier records",
+            Self::Mails => "mails",
+            Self::Absences => "absences",
         }
     }
 }
@@ -97,6 +111,10 @@ pub enum Item {
     Session(WholeSession),
     /// What an earlier backend left.
     EarlierRecord(EarlierRecord),
+    /// A mail.
+    Mail(StoredMail),
+    /// A session whose absent students are to be told.
+    Absences(Absences),
 }
 
 /// What is counted and compared by itself.
@@ -118,11 +136,15 @@ pub enum Kind {
     Record,
     /// What an earlier backend left.
     EarlierRecord,
+    /// Mails.
+    Mail,
+    /// Sessions whose absent students are to be told.
+    Absences,
 }
 
 impl Kind {
     /// Every kind.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 10] = [
         Self::Account,
         Self::Class,
         Self::Enrolment,
@@ -131,6 +153,8 @@ impl Kind {
         Self::Mark,
         Self::Record,
         Self::EarlierRecord,
+        Self::Mail,
+        Self::Absences,
     ];
 
     /// What many of them are called.
@@ -144,6 +168,8 @@ impl Kind {
             Self::Mark => "open marks",
             Self::Record => "records",
             Self::EarlierRecord => "earlier records",
+            Self::Mail => "mails",
+            Self::Absences => "sessions with absences to tell",
         }
     }
 }
@@ -248,6 +274,10 @@ impl Item {
             Self::EarlierRecord(EarlierRecord { id, class_id, student_id, status }) => {
                 let row = row.start().id(*id).id(class_id.0).id(student_id.0).text(status.as_str());
                 visit(Kind::EarlierRecord, row.end());
+            }
+            Self::Mail(mail) => visit(Kind::Mail, row.mail(mail)),
+            Self::Absences(Absences { session_id, class_id }) => {
+                visit(Kind::Absences, row.start().id(session_id.0).id(class_id.0).end());
             }
         }
     }
@@ -372,6 +402,22 @@ impl Row {
 
     fn mark(&mut self, session: &SessionInfo, student: UserId, Mark { status, at, revision }: &Mark) -> &[u8] {
         self.start().id(session.id.0).id(student.0).text(status.as_str()).time(*at).number(revision.0).end()
+    }
+
+    fn mail(&mut self, mail: &StoredMail) -> &[u8] {
+        let StoredMail { id, to, reason, token, queued_at, due_at, attempts } = mail;
+        self.start().id(id.0).id(to.0).text(reason.kind().as_str());
+        match reason {
+            MailReason::ConfirmEmail | MailReason::ResetPassword => {}
+            MailReason::Absence { class_id, session_id } => {
+                self.id(class_id.0).id(session_id.0);
+            }
+        }
+        self.optional(token.as_ref().map(TokenHash::bytes), |row, token| {
+            row.0.extend(token);
+            row
+        });
+        self.time(*queued_at).optional(*due_at, Self::time).number(u64::from(*attempts)).end()
     }
 
     fn record(&mut self, record: &Record) -> &[u8] {

@@ -222,6 +222,34 @@ pub struct Account {
 }
 
 impl Account {
+    /// The account after `change`.
+    #[must_use]
+    pub fn changed(mut self, change: AccountChange) -> Self {
+        let ends_tokens = match change {
+            AccountChange::Disable => !std::mem::replace(&mut self.disabled, true),
+            AccountChange::Enable => std::mem::replace(&mut self.disabled, false),
+            AccountChange::SetPassword(hash) => {
+                self.password_hash = hash;
+                true
+            }
+            AccountChange::ResetPassword(hash) => {
+                self.password_hash = hash;
+                self.email_confirmed = true;
+                true
+            }
+            AccountChange::ConfirmEmail => {
+                self.email_confirmed = true;
+                false
+            }
+            AccountChange::AbsenceNotices(wanted) => {
+                self.absence_notices = wanted;
+                false
+            }
+        };
+        self.token_version = self.token_version.wrapping_add(u32::from(ends_tokens));
+        self
+    }
+
     /// What others see of the account.
     pub fn person(&self) -> Person {
         Person { id: self.id, name: self.name.clone(), email: self.email.clone() }

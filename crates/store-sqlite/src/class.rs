@@ -1,7 +1,7 @@
 //! Classes and who is in them.
 
 use async_trait::async_trait;
-use rollcall_core::class::{Class, ClassName, ClassWithStudents};
+use rollcall_core::class::{Class, ClassChange, ClassName, ClassWithStudents};
 use rollcall_core::id::{ClassId, UserId};
 use rollcall_core::session::Origin;
 use rollcall_core::store::{Change, ClassChanged, Classes, Page, StoreError};
@@ -17,7 +17,9 @@ use crate::user::person;
 macro_rules! select {
     ($rest:literal) => {
         concat!(
-            "SELECT classes.id, classes.name, classes.teacher_id, classes.archived, classes.created_at FROM classes ",
+            "SELECT classes.id, classes.name, classes.teacher_id, classes.archived, classes.absence_notices,
+                    classes.created_at
+             FROM classes ",
             $rest
         )
     };
@@ -105,8 +107,8 @@ impl Classes for SqliteStore {
             .await
     }
 
-    async fn rename_class(&self, id: ClassId, name: ClassName) -> Result<ClassChanged, StoreError> {
-        self.writer.call(move |tx| rename(tx, id, name)).await
+    async fn change_class(&self, id: ClassId, change: ClassChange) -> Result<ClassChanged, StoreError> {
+        self.writer.call(move |tx| apply(tx, id, change)).await
     }
 
     async fn archive_class(&self, id: ClassId, origin: Origin) -> Result<ClassChanged, StoreError> {
@@ -173,24 +175,28 @@ fn insert(tx: &mut Tx<'_>, class: &Class) -> rusqlite::Result<()> {
 
 pub(crate) fn insert_row(connection: &Connection, class: &Class) -> rusqlite::Result<()> {
     connection
-        .prepare_cached("INSERT INTO classes (id, name, teacher_id, archived, created_at) VALUES (?1, ?2, ?3, ?4, ?5)")?
+        .prepare_cached(
+            "INSERT INTO classes (id, name, teacher_id, archived, absence_notices, created_at)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+        )?
         .execute(params![
             class.id.bytes(),
             class.name.as_str(),
             class.teacher_id.bytes(),
             class.archived,
+            class.absence_notices,
             class.created_at.millis(),
         ])
         .map(drop)
 }
 
-fn rename(tx: &mut Tx<'_>, id: ClassId, name: ClassName) -> rusqlite::Result<ClassChanged> {
-    let Some(mut class) = find_active(tx.connection(), id)? else { return Ok(ClassChanged::NoClass) };
-    if class.name != name {
+fn apply(tx: &mut Tx<'_>, id: ClassId, change: ClassChange) -> rusqlite::Result<ClassChanged> {
+    let Some(before) = find_active(tx.connection(), id)? else { return Ok(ClassChanged::NoClass) };
+    let class = before.clone().changed(change);
+    if class != before {
         tx.connection()
-            .prepare_cached("UPDATE classes SET name = ?2 WHERE id = ?1")?
-            .execute(params![id.bytes(), name.as_str()])?;
-        class.name = name;
+            .prepare_cached("UPDATE classes SET name = ?2, absence_notices = ?3 WHERE id = ?1")?
+            .execute(params![id.bytes(), class.name.as_str(), class.absence_notices])?;
         tx.tell(told(&class))?;
     }
     now(tx, class)
@@ -258,6 +264,7 @@ pub(crate) fn class(row: &Row<'_>) -> rusqlite::Result<Class> {
         name: ClassName::stored(columns.text()?),
         teacher_id: columns.id()?,
         archived: columns.flag()?,
+        absence_notices: columns.flag()?,
         created_at: columns.time()?,
     })
 }

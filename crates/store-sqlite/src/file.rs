@@ -12,8 +12,11 @@ use rusqlite_migration::{M, Migrations};
 use crate::error::OpenError;
 
 /// Every schema change, oldest first. A released one is never edited; to change the schema, add a file.
-const MIGRATIONS: &[M<'static>] =
-    &[M::up(include_str!("../migrations/001_initial.sql")), M::up(include_str!("../migrations/002_copy.sql"))];
+const MIGRATIONS: &[M<'static>] = &[
+    M::up(include_str!("../migrations/001_initial.sql")),
+    M::up(include_str!("../migrations/002_copy.sql")),
+    M::up(include_str!("../migrations/003_mail.sql")),
+];
 
 /// Marks the file as Rollcall's (`application_id` in SQLite's header): "Roll". The first migration writes it.
 const APPLICATION_ID: i32 = 0x526f_6c6c;

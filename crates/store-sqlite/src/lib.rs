@@ -1,6 +1,6 @@
 //! The embedded store: one SQLite file, one writer with group commit, a few readers.
 //!
-//! * [`SqliteStore`] is the adapter: `user`, `class`, `session` and `record` hold the statements of one noun
+//! * [`SqliteStore`] is the adapter: `user`, `class`, `session`, `record` and `mail` hold the statements of one noun
 //!   each, reads and writes beside each other.
 //! * `writer` is the one thread that writes, `tx` what a command finds there.
 //! * `reader` are the threads that read.
@@ -19,6 +19,7 @@ mod doctor;
 mod end;
 mod error;
 mod file;
+mod mail;
 mod reader;
 mod record;
 mod restore;

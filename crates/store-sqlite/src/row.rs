@@ -4,7 +4,7 @@ use std::error::Error;
 use std::str::FromStr;
 use std::sync::Arc;
 
-use rollcall_core::id::{ClassId, ObjectId, SessionId, UserId};
+use rollcall_core::id::{ClassId, MailId, ObjectId, SessionId, UserId};
 use rollcall_core::session::Revision;
 use rollcall_core::time::Timestamp;
 use rusqlite::Row;
@@ -25,7 +25,7 @@ macro_rules! keys {
     )+};
 }
 
-keys!(ObjectId, UserId, ClassId, SessionId);
+keys!(ObjectId, UserId, ClassId, SessionId, MailId);
 
 /// Reads columns of one row in their order.
 pub(crate) struct Columns<'a, 'stmt> {
@@ -52,6 +52,11 @@ impl<'a, 'stmt> Columns<'a, 'stmt> {
     pub(crate) fn optional_id<T: Key>(&mut self) -> rusqlite::Result<Option<T>> {
         let index = self.index();
         Ok(self.row.get::<_, Option<_>>(index)?.map(T::of))
+    }
+
+    pub(crate) fn optional_bytes<const N: usize>(&mut self) -> rusqlite::Result<Option<[u8; N]>> {
+        let index = self.index();
+        self.row.get(index)
     }
 
     pub(crate) fn text(&mut self) -> rusqlite::Result<Arc<str>> {

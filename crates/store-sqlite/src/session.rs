@@ -10,13 +10,13 @@ use rollcall_core::session::{
     SessionInfo, SessionState, Status,
 };
 use rollcall_core::store::{
-    Outcome, OwnMark, Page, REPEAT_WINDOW, Receipt, SessionChange, Sessions, Started, StoreError, Target,
+    Absences, Outcome, OwnMark, Page, REPEAT_WINDOW, Receipt, SessionChange, Sessions, Started, StoreError, Target,
 };
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use crate::row::{Columns, integer};
 use crate::tx::Tx;
-use crate::{SqliteStore, class, record};
+use crate::{SqliteStore, class, mail, record};
 
 /// The columns that [`entry`] reads.
 macro_rules! log_columns {
@@ -465,6 +465,10 @@ pub(crate) fn finish(
         return Err(rusqlite::Error::StatementChangedRows(ended));
     }
     record::insert(connection, &finished.records)?;
+    let (session_id, class_id) = (finished.info.id, finished.info.class_id);
+    if class::find(connection, class_id)?.is_some_and(|class| class.absence_notices) {
+        mail::note(connection, Absences { session_id, class_id })?;
+    }
     connection.prepare_cached("DELETE FROM marks WHERE session_id = ?1")?.execute([finished.info.id.bytes()])?;
     tx.log(&finished.info, finished.entry)
 }

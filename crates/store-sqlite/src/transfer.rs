@@ -19,7 +19,7 @@ use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use crate::error::{Gone, OpenError, not_done};
 use crate::row::{Columns, integer};
-use crate::{class, file, record, session, stream, user};
+use crate::{class, file, mail, record, session, stream, user};
 
 /// How many items are read at once at most.
 const ITEMS: u32 = 1_000;
@@ -153,7 +153,8 @@ fn state(connection: &Connection) -> rusqlite::Result<State> {
     }
     let filled = connection.query_row(
         "SELECT EXISTS (SELECT 1 FROM users) OR EXISTS (SELECT 1 FROM classes) OR EXISTS (SELECT 1 FROM sessions)
-             OR EXISTS (SELECT 1 FROM earlier_records) OR EXISTS (SELECT 1 FROM changes)",
+             OR EXISTS (SELECT 1 FROM earlier_records) OR EXISTS (SELECT 1 FROM changes)
+             OR EXISTS (SELECT 1 FROM mails) OR EXISTS (SELECT 1 FROM absences)",
         [],
         |row| Columns::new(row).flag(),
     )?;
@@ -199,6 +200,18 @@ fn read(connection: &Connection, part: Part, after: ObjectId) -> rusqlite::Resul
             after,
             earlier_record,
             |record| Ok((record.id, 1, Item::EarlierRecord(record))),
+        ),
+        Part::Mails => {
+            page(connection, mail::select!("WHERE id > ?1 ORDER BY id LIMIT ?2"), after, mail::stored, |mail| {
+                Ok((mail.id.0, 1, Item::Mail(mail)))
+            })
+        }
+        Part::Absences => page(
+            connection,
+            "SELECT session_id, class_id FROM absences WHERE session_id > ?1 ORDER BY session_id LIMIT ?2",
+            after,
+            mail::absences,
+            |absences| Ok((absences.session_id.0, 1, Item::Absences(absences))),
         ),
     }
 }
@@ -273,6 +286,8 @@ fn write(connection: &Connection, item: &Item) -> rusqlite::Result<()> {
             )?
             .execute(params![id.bytes(), class_id.bytes(), student_id.bytes(), status.as_str()])
             .map(drop),
+        Item::Mail(mail) => mail::insert_row(connection, mail),
+        Item::Absences(absences) => mail::note(connection, *absences),
     }
 }
 

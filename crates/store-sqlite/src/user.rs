@@ -2,25 +2,31 @@
 
 use async_trait::async_trait;
 use rollcall_core::id::UserId;
+use rollcall_core::mail::NewMail;
 use rollcall_core::store::{Change, Inserted, Page, StoreError, Users};
 use rollcall_core::user::{Account, AccountChange, Email, EmailKey, PasswordHash, Person, PersonName};
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
-use crate::SqliteStore;
 use crate::row::Columns;
 use crate::tx::Tx;
+use crate::{SqliteStore, mail};
 
 macro_rules! select {
     ($rest:literal) => {
-        concat!("SELECT id, name, email, role, password_hash, token_version, disabled, created_at FROM users ", $rest)
+        concat!(
+            "SELECT id, name, email, role, password_hash, token_version, disabled, email_confirmed, absence_notices,
+                    created_at
+             FROM users ",
+            $rest
+        )
     };
 }
 pub(crate) use select;
 
 #[async_trait]
 impl Users for SqliteStore {
-    async fn insert_user(&self, account: Account) -> Result<Inserted, StoreError> {
-        self.writer.call(move |tx| insert(tx, &account)).await
+    async fn insert_user(&self, account: Account, welcome: Option<NewMail>) -> Result<Inserted, StoreError> {
+        self.writer.call(move |tx| insert(tx, &account, welcome.as_ref())).await
     }
 
     async fn user(&self, id: UserId) -> Result<Option<Account>, StoreError> {
@@ -78,9 +84,12 @@ pub(crate) fn find(connection: &Connection, id: UserId) -> rusqlite::Result<Opti
     connection.prepare_cached(select!("WHERE id = ?1"))?.query_row([id.bytes()], account).optional()
 }
 
-fn insert(tx: &mut Tx<'_>, account: &Account) -> rusqlite::Result<Inserted> {
+fn insert(tx: &mut Tx<'_>, account: &Account, welcome: Option<&NewMail>) -> rusqlite::Result<Inserted> {
     if !insert_row(tx.connection(), account)? {
         return Ok(Inserted::EmailExists);
+    }
+    if let Some(welcome) = welcome {
+        mail::queue(tx.connection(), welcome)?;
     }
     tx.tell(Change::Account(account.id))?;
     Ok(Inserted::Created)
@@ -91,8 +100,9 @@ pub(crate) fn insert_row(connection: &Connection, account: &Account) -> rusqlite
     let inserted = connection
         .prepare_cached(
             "INSERT INTO users
-                 (id, name, email, email_key, role, password_hash, token_version, disabled, created_at)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9) ON CONFLICT (email_key) DO NOTHING",
+                 (id, name, email, email_key, role, password_hash, token_version, disabled, email_confirmed,
+                  absence_notices, created_at)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11) ON CONFLICT (email_key) DO NOTHING",
         )?
         .execute(params![
             account.id.bytes(),
@@ -103,24 +113,33 @@ pub(crate) fn insert_row(connection: &Connection, account: &Account) -> rusqlite
             account.password_hash.expose(),
             account.token_version,
             account.disabled,
+            account.email_confirmed,
+            account.absence_notices,
             account.created_at.millis(),
         ])?;
     Ok(inserted > 0)
 }
 
-fn apply(tx: &mut Tx<'_>, id: UserId, change: AccountChange) -> rusqlite::Result<Option<Account>> {
-    let Some(mut account) = find(tx.connection(), id)? else { return Ok(None) };
-    match change {
-        AccountChange::Disable if account.disabled => return Ok(Some(account)),
-        AccountChange::Enable if !account.disabled => return Ok(Some(account)),
-        AccountChange::Disable => account.disabled = true,
-        AccountChange::Enable => account.disabled = false,
-        AccountChange::SetPassword(hash) => account.password_hash = hash,
+pub(crate) fn apply(tx: &mut Tx<'_>, id: UserId, change: AccountChange) -> rusqlite::Result<Option<Account>> {
+    let Some(before) = find(tx.connection(), id)? else { return Ok(None) };
+    let account = before.clone().changed(change);
+    if account == before {
+        return Ok(Some(account));
     }
-    account.token_version = account.token_version.wrapping_add(1);
     tx.connection()
-        .prepare_cached("UPDATE users SET password_hash = ?2, token_version = ?3, disabled = ?4 WHERE id = ?1")?
-        .execute(params![id.bytes(), account.password_hash.expose(), account.token_version, account.disabled])?;
+        .prepare_cached(
+            "UPDATE users SET password_hash = ?2, token_version = ?3, disabled = ?4, email_confirmed = ?5,
+                 absence_notices = ?6
+             WHERE id = ?1",
+        )?
+        .execute(params![
+            id.bytes(),
+            account.password_hash.expose(),
+            account.token_version,
+            account.disabled,
+            account.email_confirmed,
+            account.absence_notices,
+        ])?;
     tx.tell(Change::Account(id))?;
     Ok(Some(account))
 }
@@ -136,6 +155,8 @@ pub(crate) fn account(row: &Row<'_>) -> rusqlite::Result<Account> {
         password_hash: PasswordHash::stored(columns.text()?),
         token_version: columns.number()?,
         disabled: columns.flag()?,
+        email_confirmed: columns.flag()?,
+        absence_notices: columns.flag()?,
         created_at: columns.time()?,
     })
 }

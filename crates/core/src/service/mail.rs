@@ -183,7 +183,7 @@ impl Mails {
         let Some(account) = self.store.user(mail.to).await?.filter(|account| !account.disabled) else {
             return Ok(None);
         };
-        let expires_at = mail.queued_at.after(mail.reason.kind().lifetime());
+        let expires_at = mail.reason.kind().expires_at(mail.queued_at);
         let subject = match mail.reason {
             Reason::ConfirmEmail if account.email_confirmed => return Ok(None),
             Reason::ConfirmEmail => Subject::ConfirmEmail { token: tokens.of_mail(mail.id), expires_at },
