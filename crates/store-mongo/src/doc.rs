@@ -11,7 +11,7 @@ use mongodb::bson::spec::BinarySubtype;
 use mongodb::bson::{Binary, Bson, DateTime, Document, doc, oid};
 use rollcall_core::class::{Class, ClassName, ClassWithStudents};
 use rollcall_core::id::{ClassId, MailId, SessionId, UserId};
-use rollcall_core::mail::{self, Kind, Mail, NewMail, TokenHash};
+use rollcall_core::mail::{self, Kind, Mail, NewMail, StoredMail, TokenHash};
 use rollcall_core::record::Record;
 use rollcall_core::session::{
     Actor, Counts, Event, LogEntry, Mark, OpenSession, OperationId, Origin, Reason, Revision, SessionInfo,
@@ -513,31 +513,40 @@ pub(crate) fn earlier_record(doc: &Document) -> Read<Record> {
     })
 }
 
-/// A mail that is to be sent. Its id is what it is queued only once for, so that one that takes another's place is one
-/// write; the mail's own id is beside it.
+/// A mail that is to be sent.
 pub(crate) fn mail_doc(mail: &NewMail) -> Document {
+    let NewMail { id, to, reason, token, queued_at, .. } = *mail;
+    stored_mail_doc(&StoredMail { id, to, reason, token, queued_at, due_at: Some(queued_at), attempts: 0 })
+}
+
+/// A mail. Its `_id` is what it is queued only once for, so that one takes another's place by one write; what the mail
+/// itself is known by is beside it.
+pub(crate) fn stored_mail_doc(mail: &StoredMail) -> Document {
+    let StoredMail { id: mail_id, to, reason, token: hash, queued_at, due_at, attempts } = *mail;
+    let kind = reason.kind();
     let mut doc = doc! {
-        "_id": mail.reason.key(mail.to),
-        "mailId": id(mail.id),
-        "to": id(mail.to),
-        "kind": mail.reason.kind().as_str(),
-        "queuedAt": time(mail.queued_at),
-        "expiresAt": time(mail.expires_at()),
-        // Goes when nothing more is to be sent.
-        "dueAt": time(mail.queued_at),
-        "attempts": 0_i64,
+        "_id": reason.key(to),
+        "mailId": id(mail_id),
+        "to": id(to),
+        "kind": kind.as_str(),
+        "queuedAt": time(queued_at),
+        "expiresAt": time(kind.expires_at(queued_at)),
+        "attempts": i64::from(attempts),
     };
-    if let mail::Reason::Absence { class_id, session_id } = mail.reason {
+    if let mail::Reason::Absence { class_id, session_id } = reason {
         doc.insert("classId", id(class_id));
         doc.insert("sessionId", id(session_id));
     }
-    if let Some(hash) = mail.token {
+    if let Some(hash) = hash {
         doc.insert("token", token(hash));
+    }
+    if let Some(at) = due_at {
+        doc.insert("dueAt", time(at));
     }
     doc
 }
 
-pub(crate) fn mail(doc: &Document) -> Read<Mail> {
+pub(crate) fn stored_mail(doc: &Document) -> Read<StoredMail> {
     let reason = match get_named(doc, "kind")? {
         Kind::ConfirmEmail => mail::Reason::ConfirmEmail,
         Kind::ResetPassword => mail::Reason::ResetPassword,
@@ -545,18 +554,38 @@ pub(crate) fn mail(doc: &Document) -> Read<Mail> {
             mail::Reason::Absence { class_id: get_id(doc, "classId")?, session_id: get_id(doc, "sessionId")? }
         }
     };
-    let attempt = get_number(doc, "attempts").and_then(|number| u32::try_from(number).ok());
-    Ok(Mail {
+    let token = match doc.get("token") {
+        None => None,
+        Some(Bson::Binary(Binary { bytes, .. })) => {
+            let bytes = bytes.as_slice().try_into().map_err(|_| missing("token"))?;
+            Some(TokenHash::from_bytes(bytes))
+        }
+        Some(_) => return Err(missing("token")),
+    };
+    let attempts = get_number(doc, "attempts").and_then(|number| u32::try_from(number).ok());
+    Ok(StoredMail {
         id: get_id(doc, "mailId")?,
         to: get_id(doc, "to")?,
         reason,
+        token,
         queued_at: get_time(doc, "queuedAt")?,
-        attempt: attempt.ok_or_else(|| missing("attempts"))?,
+        due_at: optional_time(doc, "dueAt"),
+        attempts: attempts.ok_or_else(|| missing("attempts"))?,
     })
+}
+
+/// A mail that was just taken.
+pub(crate) fn mail(doc: &Document) -> Read<Mail> {
+    let StoredMail { id, to, reason, queued_at, attempts, .. } = stored_mail(doc)?;
+    Ok(Mail { id, to, reason, queued_at, attempt: attempts })
 }
 
 pub(crate) fn token(hash: TokenHash) -> Bson {
     Bson::Binary(Binary { subtype: BinarySubtype::Generic, bytes: hash.bytes().to_vec() })
+}
+
+pub(crate) fn absences_doc(absences: &Absences) -> Document {
+    doc! { "_id": id(absences.session_id), "classId": id(absences.class_id) }
 }
 
 pub(crate) fn absences(doc: &Document) -> Read<Absences> {

@@ -125,8 +125,8 @@ impl Outbox for MongoStore {
 pub(crate) async fn note_absences(db: &Db, tx: &mut ClientSession, session: &SessionInfo) -> Result<(), Halt> {
     let told = doc! { "_id": id(session.class_id), "absenceNotices": true };
     if db.classes.find_one(told).projection(doc! { "_id": 1 }).session(&mut *tx).await?.is_some() {
-        let noted = doc! { "_id": id(session.id), "classId": id(session.class_id) };
-        db.absences.insert_one(noted).session(tx).await?;
+        let noted = Absences { session_id: session.id, class_id: session.class_id };
+        db.absences.insert_one(doc::absences_doc(&noted)).session(tx).await?;
     }
     Ok(())
 }

@@ -184,6 +184,7 @@ async fn prepare_collections(db: &Db) -> Result<(), Error> {
     make(
         &db.mails,
         vec![
+            index(doc! { "mailId": 1 }, true, None),
             index(doc! { "token": 1 }, true, there("token")),
             index(doc! { "dueAt": 1 }, false, there("dueAt")),
             index(doc! { "expiresAt": 1 }, false, None),
