@@ -19,6 +19,8 @@ fn account(role: Role) -> Account {
         password_hash: PasswordHash::stored(""),
         token_version: 3,
         disabled: false,
+        email_confirmed: false,
+        absence_notices: true,
         created_at: Timestamp::from_millis(0),
     }
 }
@@ -29,7 +31,8 @@ fn member(role: Role) -> Member {
 
 fn class_of(teacher_id: UserId) -> Arc<Class> {
     let (id, name) = (ClassId::from_bytes([3; 12]), ClassName::stored("Algebra"));
-    Arc::new(Class { id, name, teacher_id, archived: false, created_at: Timestamp::from_millis(0) })
+    let created_at = Timestamp::from_millis(0);
+    Arc::new(Class { id, name, teacher_id, archived: false, absence_notices: false, created_at })
 }
 
 /// The decision in a word; every other error is a mistake of the policy.

@@ -39,6 +39,8 @@ fn everything_in_an_account_counts() {
         password_hash: PasswordHash::stored("h"),
         token_version: 1,
         disabled: false,
+        email_confirmed: false,
+        absence_notices: false,
         created_at: Timestamp::from_millis(1),
     };
     let changes: &[fn(&mut Account)] = &[
@@ -49,6 +51,8 @@ fn everything_in_an_account_counts() {
         |account| account.password_hash = PasswordHash::stored("H"),
         |account| account.token_version = 0,
         |account| account.disabled = true,
+        |account| account.email_confirmed = true,
+        |account| account.absence_notices = true,
         |account| account.created_at = Timestamp::from_millis(-1),
         // The same letters, cut otherwise.
         |account| (account.name, account.email) = (PersonName::stored("a"), Email::stored("bc")),
@@ -63,6 +67,7 @@ fn everything_in_a_class_counts() {
         name: ClassName::stored("a"),
         teacher_id: UserId::from_bytes([2; 12]),
         archived: false,
+        absence_notices: false,
         created_at: Timestamp::from_millis(1),
     };
     let students = [3, 4].map(|n| UserId::from_bytes([n; 12])).to_vec();
@@ -71,6 +76,7 @@ fn everything_in_a_class_counts() {
         |class| class.class.name = ClassName::stored(""),
         |class| class.class.teacher_id = UserId::NOTHING,
         |class| class.class.archived = true,
+        |class| class.class.absence_notices = true,
         |class| class.class.created_at = Timestamp::from_millis(2),
         |class| class.student_ids.reverse(),
         |class| class.student_ids.truncate(1),

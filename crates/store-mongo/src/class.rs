@@ -10,7 +10,7 @@ use futures_util::{FutureExt, TryStreamExt};
 use mongodb::ClientSession;
 use mongodb::bson::{Bson, Document, doc, oid};
 use mongodb::options::ReturnDocument;
-use rollcall_core::class::{Class, ClassName, ClassWithStudents};
+use rollcall_core::class::{Class, ClassChange, ClassWithStudents};
 use rollcall_core::id::{ClassId, UserId};
 use rollcall_core::session::{LogEntry, OpenSession, Origin};
 use rollcall_core::store::{ClassChanged, Classes, Page, StoreError};
@@ -18,7 +18,7 @@ use rollcall_core::user::Person;
 
 use crate::MongoStore;
 use crate::db::{Db, Halt, SERVER};
-use crate::doc::{self, Key, class_doc, healthy, id, name_damage};
+use crate::doc::{self, Key, class_doc, healthy, id, name_damage, unless};
 use crate::error::{internal, is_duplicate};
 use crate::session;
 use crate::user::USERS;
@@ -45,8 +45,8 @@ impl Classes for MongoStore {
     }
 
     async fn class(&self, id: ClassId) -> Result<Option<Class>, StoreError> {
-        let fields = doc! { "className": 1, "teacherId": 1, "archived": 1, "createdAt": 1 };
-        let found = self.db.find_one(&self.db.classes, doc! { "_id": doc::id(id) }, fields).await?;
+        let wanted = doc! { "_id": doc::id(id) };
+        let found = self.db.find_one(&self.db.classes, wanted, doc::class_fields()).await?;
         Ok(found.and_then(|class| healthy(CLASSES, &class, doc::class)))
     }
 
@@ -84,8 +84,7 @@ impl Classes for MongoStore {
 
     async fn classes_of_student(&self, student: UserId, page: Page<ClassId>) -> Result<Vec<Class>, StoreError> {
         let own = doc! { "studentIds": id(student), "archived": { "$ne": true } };
-        let fields = doc! { "className": 1, "teacherId": 1, "archived": 1, "createdAt": 1 };
-        self.db.page(CLASSES, &self.db.classes, own, page, fields, doc::class).await
+        self.db.page(CLASSES, &self.db.classes, own, page, doc::class_fields(), doc::class).await
     }
 
     async fn class_ids_of(&self, user: UserId) -> Result<Vec<ClassId>, StoreError> {
@@ -97,20 +96,33 @@ impl Classes for MongoStore {
         Ok(found.iter().filter_map(|class| doc::as_id(class.get("_id"))).collect())
     }
 
-    async fn rename_class(&self, id: ClassId, name: ClassName) -> Result<ClassChanged, StoreError> {
-        let another = doc! {
-            "_id": doc::id(id), "archived": { "$ne": true }, "className": { "$ne": name.as_str() },
-        };
-        let write = || {
-            let update = doc! { "$set": { "className": name.as_str(), "lastChange": last_change(doc! {}) } };
-            self.db.classes.find_one_and_update(another.clone(), update).return_document(ReturnDocument::After)
-        };
-        let mut renamed = self.db.settle(write).await?;
-        if renamed.is_none() {
-            let active = doc! { "_id": doc::id(id), "archived": { "$ne": true } };
-            renamed = self.db.find_one(&self.db.classes, active, doc! {}).await?;
+    async fn change_class(&self, id: ClassId, change: ClassChange) -> Result<ClassChanged, StoreError> {
+        let active = doc! { "_id": doc::id(id), "archived": { "$ne": true } };
+        let (mut differs, mut set) = (Vec::new(), doc! {});
+        if let Some(name) = &change.name {
+            differs.push(doc! { "className": { "$ne": name.as_str() } });
+            set.insert("className", name.as_str());
         }
-        now(renamed.as_ref())
+        if let Some(wanted) = change.absence_notices {
+            differs.push(doc! { "absenceNotices": unless(wanted, false) });
+            set.insert("absenceNotices", wanted);
+        }
+        let mut changed = None;
+        if !differs.is_empty() {
+            let mut another = active.clone();
+            another.insert("$or", differs);
+            let write = || {
+                let mut set = set.clone();
+                set.insert("lastChange", last_change(doc! {}));
+                let update = self.db.classes.find_one_and_update(another.clone(), doc! { "$set": set });
+                update.return_document(ReturnDocument::After)
+            };
+            changed = self.db.settle(write).await?;
+        }
+        if changed.is_none() {
+            changed = self.db.find_one(&self.db.classes, active, doc! {}).await?;
+        }
+        now(changed.as_ref())
     }
 
     async fn archive_class(&self, id: ClassId, origin: Origin) -> Result<ClassChanged, StoreError> {

@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 use crate::class::CLASSES;
 use crate::doc::{self, Key, Problem, healthy};
 use crate::error::{Failure, Gone};
+use crate::mail::{ABSENCES, MAILS};
 use crate::record::{EARLIER_RECORDS, RECORDS};
 use crate::session::SESSIONS;
 use crate::user::USERS;
@@ -46,6 +47,9 @@ pub(crate) struct Db {
     pub(crate) earlier_records: Collection<Document>,
     /// One document a teacher, which every start changes: starts of one teacher do not overlap.
     pub(crate) openings: Collection<Document>,
+    pub(crate) mails: Collection<Document>,
+    /// Finished sessions whose absent students are to be told.
+    pub(crate) absences: Collection<Document>,
     pub(crate) closed: CancellationToken,
 }
 
@@ -89,6 +93,8 @@ impl Db {
             records: database.collection(RECORDS),
             earlier_records: database.collection(EARLIER_RECORDS),
             openings: database.collection("openings"),
+            mails: database.collection(MAILS),
+            absences: database.collection(ABSENCES),
             closed: CancellationToken::new(),
             client,
             database,
@@ -174,10 +180,18 @@ impl Db {
     where
         F: IntoFuture<Output = Result<T, Error>>,
     {
+        self.settle_with(|| self.send(write())).await
+    }
+
+    /// The same for a write that reads its answer by itself.
+    pub(crate) async fn settle_with<T, F>(&self, write: impl Fn() -> F) -> Result<T, StoreError>
+    where
+        F: Future<Output = Result<T, Failure>>,
+    {
         let started = Instant::now();
         let mut sent = false;
         loop {
-            let failure = match self.send(write()).await {
+            let failure = match write().await {
                 Ok(value) => return Ok(value),
                 Err(failure) => failure,
             };

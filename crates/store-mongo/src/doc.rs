@@ -7,14 +7,17 @@ use std::collections::HashMap;
 use std::fmt;
 use std::str::FromStr;
 
+use mongodb::bson::spec::BinarySubtype;
 use mongodb::bson::{Binary, Bson, DateTime, Document, doc, oid};
 use rollcall_core::class::{Class, ClassName, ClassWithStudents};
-use rollcall_core::id::{ClassId, SessionId, UserId};
+use rollcall_core::id::{ClassId, MailId, SessionId, UserId};
+use rollcall_core::mail::{self, Kind, Mail, NewMail, StoredMail, TokenHash};
 use rollcall_core::record::Record;
 use rollcall_core::session::{
     Actor, Counts, Event, LogEntry, Mark, OpenSession, OperationId, Origin, Reason, Revision, SessionInfo,
     SessionState, Status,
 };
+use rollcall_core::store::Absences;
 use rollcall_core::time::Timestamp;
 use rollcall_core::user::{Account, Email, PasswordHash, Person, PersonName};
 
@@ -63,7 +66,7 @@ macro_rules! keys {
     )+};
 }
 
-keys!(UserId, ClassId, SessionId);
+keys!(UserId, ClassId, SessionId, MailId);
 
 /// An id as the database has it.
 pub(crate) fn id(id: impl Key) -> Bson {
@@ -102,6 +105,16 @@ fn optional_time(doc: &Document, field: &str) -> Option<Timestamp> {
 
 fn get_text<'a>(doc: &'a Document, field: &str) -> Read<&'a str> {
     doc.get(field).and_then(Bson::as_str).ok_or_else(|| missing(field))
+}
+
+/// A flag, with what it means when it is missing.
+fn flag(doc: &Document, field: &str, usual: bool) -> bool {
+    doc.get(field).and_then(Bson::as_bool).unwrap_or(usual)
+}
+
+/// Finds those whose flag is not `wanted`, where a missing one means `usual`.
+pub(crate) fn unless(wanted: bool, usual: bool) -> Bson {
+    if wanted == usual { Bson::Boolean(!wanted) } else { doc! { "$ne": wanted }.into() }
 }
 
 /// A whole number of whatever width.
@@ -164,6 +177,8 @@ pub(crate) fn account_doc(account: &Account) -> Document {
         "password": account.password_hash.expose(),
         "tokenVersion": i64::from(account.token_version),
         "disabled": account.disabled,
+        "emailConfirmed": account.email_confirmed,
+        "absenceNotices": account.absence_notices,
         "createdAt": time(account.created_at),
     }
 }
@@ -190,7 +205,9 @@ pub(crate) fn account(doc: &Document) -> Read<Account> {
         role: get_named(doc, "role")?,
         password_hash: PasswordHash::stored(password.ok_or_else(|| missing("password"))?),
         token_version: version,
-        disabled: doc.get("disabled").and_then(Bson::as_bool).unwrap_or(false),
+        disabled: flag(doc, "disabled", false),
+        email_confirmed: flag(doc, "emailConfirmed", false),
+        absence_notices: flag(doc, "absenceNotices", true),
         created_at: optional_time(doc, "createdAt").unwrap_or_else(|| id.0.made_at()),
     })
 }
@@ -210,8 +227,14 @@ pub(crate) fn class_doc(class: &Class) -> Document {
         "teacherId": id(class.teacher_id),
         "studentIds": [],
         "archived": class.archived,
+        "absenceNotices": class.absence_notices,
         "createdAt": time(class.created_at),
     }
+}
+
+/// The fields that [`class`] reads.
+pub(crate) fn class_fields() -> Document {
+    doc! { "className": 1, "teacherId": 1, "archived": 1, "absenceNotices": 1, "createdAt": 1 }
 }
 
 pub(crate) fn class(doc: &Document) -> Read<Class> {
@@ -220,7 +243,8 @@ pub(crate) fn class(doc: &Document) -> Read<Class> {
         id,
         name: ClassName::stored(get_text(doc, "className")?),
         teacher_id: get_id(doc, "teacherId")?,
-        archived: doc.get("archived").and_then(Bson::as_bool).unwrap_or(false),
+        archived: flag(doc, "archived", false),
+        absence_notices: flag(doc, "absenceNotices", false),
         created_at: optional_time(doc, "createdAt").unwrap_or_else(|| id.0.made_at()),
     })
 }
@@ -487,4 +511,83 @@ pub(crate) fn earlier_record(doc: &Document) -> Read<Record> {
         status: get_named(doc, "status")?,
         marked_at: Some(own.0.made_at()),
     })
+}
+
+/// A mail that is to be sent.
+pub(crate) fn mail_doc(mail: &NewMail) -> Document {
+    let NewMail { id, to, reason, token, queued_at, .. } = *mail;
+    stored_mail_doc(&StoredMail { id, to, reason, token, queued_at, due_at: Some(queued_at), attempts: 0 })
+}
+
+/// A mail. Its `_id` is what it is queued only once for, so that one takes another's place by one write; what the mail
+/// itself is known by is beside it.
+pub(crate) fn stored_mail_doc(mail: &StoredMail) -> Document {
+    let StoredMail { id: mail_id, to, reason, token: hash, queued_at, due_at, attempts } = *mail;
+    let kind = reason.kind();
+    let mut doc = doc! {
+        "_id": reason.key(to),
+        "mailId": id(mail_id),
+        "to": id(to),
+        "kind": kind.as_str(),
+        "queuedAt": time(queued_at),
+        "expiresAt": time(kind.expires_at(queued_at)),
+        "attempts": i64::from(attempts),
+    };
+    if let mail::Reason::Absence { class_id, session_id } = reason {
+        doc.insert("classId", id(class_id));
+        doc.insert("sessionId", id(session_id));
+    }
+    if let Some(hash) = hash {
+        doc.insert("token", token(hash));
+    }
+    if let Some(at) = due_at {
+        doc.insert("dueAt", time(at));
+    }
+    doc
+}
+
+pub(crate) fn stored_mail(doc: &Document) -> Read<StoredMail> {
+    let reason = match get_named(doc, "kind")? {
+        Kind::ConfirmEmail => mail::Reason::ConfirmEmail,
+        Kind::ResetPassword => mail::Reason::ResetPassword,
+        Kind::Absence => {
+            mail::Reason::Absence { class_id: get_id(doc, "classId")?, session_id: get_id(doc, "sessionId")? }
+        }
+    };
+    let token = match doc.get("token") {
+        None => None,
+        Some(Bson::Binary(Binary { bytes, .. })) => {
+            let bytes = bytes.as_slice().try_into().map_err(|_| missing("token"))?;
+            Some(TokenHash::from_bytes(bytes))
+        }
+        Some(_) => return Err(missing("token")),
+    };
+    let attempts = get_number(doc, "attempts").and_then(|number| u32::try_from(number).ok());
+    Ok(StoredMail {
+        id: get_id(doc, "mailId")?,
+        to: get_id(doc, "to")?,
+        reason,
+        token,
+        queued_at: get_time(doc, "queuedAt")?,
+        due_at: optional_time(doc, "dueAt"),
+        attempts: attempts.ok_or_else(|| missing("attempts"))?,
+    })
+}
+
+/// A mail that was just taken.
+pub(crate) fn mail(doc: &Document) -> Read<Mail> {
+    let StoredMail { id, to, reason, queued_at, attempts, .. } = stored_mail(doc)?;
+    Ok(Mail { id, to, reason, queued_at, attempt: attempts })
+}
+
+pub(crate) fn token(hash: TokenHash) -> Bson {
+    Bson::Binary(Binary { subtype: BinarySubtype::Generic, bytes: hash.bytes().to_vec() })
+}
+
+pub(crate) fn absences_doc(absences: &Absences) -> Document {
+    doc! { "_id": id(absences.session_id), "classId": id(absences.class_id) }
+}
+
+pub(crate) fn absences(doc: &Document) -> Read<Absences> {
+    Ok(Absences { session_id: get_id(doc, "_id")?, class_id: get_id(doc, "classId")? })
 }

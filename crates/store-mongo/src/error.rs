@@ -77,6 +77,11 @@ impl ServerError {
         let message = error.get_str("errmsg").unwrap_or("an error without a message").to_owned();
         Self { code: error.get_i32("code").unwrap_or_default(), message }
     }
+
+    /// Whether something with the same unique value is there already.
+    pub(crate) fn is_duplicate(&self) -> bool {
+        self.code == DUPLICATE_KEY
+    }
 }
 
 impl Failure {

@@ -1,7 +1,7 @@
 //! The store for several replicas: MongoDB, with its change streams as the committed stream.
 //!
-//! * [`MongoStore`] is the adapter: [`user`], [`class`], [`session`] and [`record`] hold the statements of one noun
-//!   each, reads and writes beside each other.
+//! * [`MongoStore`] is the adapter: [`user`], [`class`], [`session`], [`record`] and [`mail`] hold the statements of
+//!   one noun each, reads and writes beside each other.
 //! * [`doc`] turns documents into the core's values and back. It alone knows field names' meaning.
 //! * [`db`] sends: with a time limit, and until the outcome is known.
 //! * [`queue`] orders the commands to open sessions and writes many at once, with the help of [`memory`];
@@ -18,6 +18,7 @@ mod class;
 mod db;
 mod doc;
 mod error;
+mod mail;
 mod memory;
 mod open;
 mod queue;

@@ -180,6 +180,18 @@ async fn prepare_collections(db: &Db) -> Result<(), Error> {
     )
     .await?;
     make(&db.openings, Vec::new()).await?;
+    let there = |field| Some(doc! { field: { "$exists": true } });
+    make(
+        &db.mails,
+        vec![
+            index(doc! { "mailId": 1 }, true, None),
+            index(doc! { "token": 1 }, true, there("token")),
+            index(doc! { "dueAt": 1 }, false, there("dueAt")),
+            index(doc! { "expiresAt": 1 }, false, None),
+        ],
+    )
+    .await?;
+    make(&db.absences, Vec::new()).await?;
     let names = db.database.list_collection_names().await?;
     if names.iter().any(|name| name == db.earlier_records.name()) {
         let by_student = index(doc! { "classId": 1, "studentId": 1, "_id": -1 }, false, None);

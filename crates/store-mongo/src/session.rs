@@ -22,6 +22,7 @@ use crate::class;
 use crate::db::{Db, Halt, SERVER};
 use crate::doc::{self, Damaged, entry_doc, healthy, id, integer, name_damage};
 use crate::error::internal;
+use crate::mail;
 
 pub(crate) const SESSIONS: &str = "sessions";
 
@@ -233,13 +234,13 @@ pub(crate) async fn write_end(db: &Db, tx: &mut ClientSession, finished: &Finish
     write_records(db, tx, finished).await
 }
 
-/// Writes what stands after DONE.
+/// Writes what stands after DONE, and notes where absent students are to be told.
 pub(crate) async fn write_records(db: &Db, tx: &mut ClientSession, finished: &FinishedSession) -> Result<(), Halt> {
     let records: Vec<_> = finished.records.iter().map(doc::record_doc).collect();
     if !records.is_empty() {
-        db.records.insert_many(records).session(tx).await?;
+        db.records.insert_many(records).session(&mut *tx).await?;
     }
-    Ok(())
+    mail::note_absences(db, tx, &finished.info).await
 }
 
 /// What was done under names that clients gave, in sessions that `whose` picks, since `since`.

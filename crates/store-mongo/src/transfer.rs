@@ -28,6 +28,7 @@ use crate::class::CLASSES;
 use crate::db::Db;
 use crate::doc::{self, Damaged};
 use crate::error::{DUPLICATE_KEY, Failure, Gone, OpenError, internal};
+use crate::mail::{ABSENCES, MAILS};
 use crate::open;
 use crate::record::{EARLIER_RECORDS, RECORDS};
 use crate::session::{SESSIONS, actor};
@@ -121,11 +122,17 @@ impl MongoTransfer {
         self.find(collection, doc! { "_id": behind(after) }, doc! {}, doc! { "_id": 1 }, DOCUMENTS).await
     }
 
-    /// Names documents whose `_id` is none that anything could point to.
-    async fn strays(&self, name: &'static str, collection: &Collection<Document>) -> Result<Vec<Problem>, StoreError> {
-        let stray = doc! { "_id": { "$not": { "$type": "objectId" } } };
+    /// Names documents whose id, in `field`, is none that anything could point to.
+    async fn strays(
+        &self,
+        name: &'static str,
+        collection: &Collection<Document>,
+        field: &str,
+    ) -> Result<Vec<Problem>, StoreError> {
+        let stray = doc! { field: { "$not": { "$type": "objectId" } } };
         let found = self.find(collection, stray, doc! { "_id": 1 }, doc! {}, ALL).await?;
-        Ok(found.iter().map(|stray| problem(name, stray, "its `_id` is no ObjectId; it is left out")).collect())
+        let what = format!("its `{field}` is no ObjectId; it is left out");
+        Ok(found.iter().map(|stray| problem(name, stray, &what)).collect())
     }
 
     /// Those of the accounts that are carried.
@@ -341,6 +348,32 @@ impl MongoTransfer {
         Ok(items)
     }
 
+    async fn read_mails(&self, after: Option<ObjectId>) -> Result<Items, StoreError> {
+        let (wanted, order) = (doc! { "mailId": behind(after) }, doc! { "mailId": 1 });
+        let found = self.find(&self.db.mails, wanted, doc! {}, order, DOCUMENTS).await?;
+        let last = id_in(found.last().and_then(|last| last.get("mailId")));
+        let mut items = Items { last, ..Items::default() };
+        for mail in &found {
+            match doc::stored_mail(mail) {
+                Ok(mail) => items.items.push(Item::Mail(mail)),
+                Err(what) => items.problems.push(problem(MAILS, mail, format!("{what}; it is left out"))),
+            }
+        }
+        Ok(items)
+    }
+
+    async fn read_absences(&self, after: Option<ObjectId>) -> Result<Items, StoreError> {
+        let found = self.page(&self.db.absences, after).await?;
+        let mut items = Items { last: last(&found), ..Items::default() };
+        for noted in &found {
+            match doc::absences(noted) {
+                Ok(absences) => items.items.push(Item::Absences(absences)),
+                Err(what) => items.problems.push(problem(ABSENCES, noted, format!("{what}; it is left out"))),
+            }
+        }
+        Ok(items)
+    }
+
     /// Those of the sessions that are there and not open.
     async fn finished(&self, ids: HashSet<SessionId>) -> Result<HashSet<SessionId>, StoreError> {
         let wanted = doc! { "_id": { "$in": doc::ids(ids) }, "state": { "$ne": "open" } };
@@ -351,9 +384,9 @@ impl MongoTransfer {
     /// What nothing else meets on its way through a part.
     async fn overlooked(&self, part: Part) -> Result<Vec<Problem>, StoreError> {
         match part {
-            Part::Accounts => self.strays(USERS, &self.db.users).await,
-            Part::Classes => self.strays(CLASSES, &self.db.classes).await,
-            Part::FinishedSessions => self.strays(SESSIONS, &self.db.sessions).await,
+            Part::Accounts => self.strays(USERS, &self.db.users, "_id").await,
+            Part::Classes => self.strays(CLASSES, &self.db.classes, "_id").await,
+            Part::FinishedSessions => self.strays(SESSIONS, &self.db.sessions, "_id").await,
             Part::OpenSessions => {
                 let lost = doc! { "state": "open", "opened": { "$not": { "$type": "timestamp" } } };
                 let found = self.find(&self.db.sessions, lost, doc! { "_id": 1 }, doc! {}, ALL).await?;
@@ -361,10 +394,12 @@ impl MongoTransfer {
                 Ok(found.iter().map(|session| problem(SESSIONS, session, what)).collect())
             }
             Part::EarlierRecords => {
-                let mut problems = self.strays(RECORDS, &self.db.records).await?;
-                problems.extend(self.strays(EARLIER_RECORDS, &self.db.earlier_records).await?);
+                let mut problems = self.strays(RECORDS, &self.db.records, "_id").await?;
+                problems.extend(self.strays(EARLIER_RECORDS, &self.db.earlier_records, "_id").await?);
                 Ok(problems)
             }
+            Part::Mails => self.strays(MAILS, &self.db.mails, "mailId").await,
+            Part::Absences => self.strays(ABSENCES, &self.db.absences, "_id").await,
         }
     }
 
@@ -385,6 +420,7 @@ impl MongoTransfer {
     async fn write_items(&self, items: Vec<Item>) -> Result<(), StoreError> {
         let (mut users, mut classes, mut earlier) = (Vec::new(), Vec::new(), Vec::new());
         let (mut finished, mut open, mut records) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut mails, mut absences) = (Vec::new(), Vec::new());
         for item in items {
             match item {
                 Item::Account(account) => users.push(doc::account_doc(&account)),
@@ -403,6 +439,8 @@ impl MongoTransfer {
                     "studentId": doc::id(student_id),
                     "status": status.as_str(),
                 }),
+                Item::Mail(mail) => mails.push(doc::stored_mail_doc(&mail)),
+                Item::Absences(noted) => absences.push(doc::absences_doc(&noted)),
             }
         }
         self.add(&self.db.users, &users).await?;
@@ -411,6 +449,8 @@ impl MongoTransfer {
         let documents: Result<Vec<_>, _> = finished.iter().map(|session| session_doc(session, &[])).collect();
         self.add(&self.db.sessions, &documents?).await?;
         self.add(&self.db.records, &earlier).await?;
+        self.add(&self.db.mails, &mails).await?;
+        self.add(&self.db.absences, &absences).await?;
         if open.is_empty() {
             return Ok(());
         }
@@ -436,6 +476,8 @@ impl Transfer for MongoTransfer {
             Part::Classes => self.read_classes(after).await?,
             Part::FinishedSessions | Part::OpenSessions => self.read_sessions(part, after).await?,
             Part::EarlierRecords => self.read_earlier(after).await?,
+            Part::Mails => self.read_mails(after).await?,
+            Part::Absences => self.read_absences(after).await?,
         };
         if after.is_none() {
             items.problems.extend(self.overlooked(part).await?);

@@ -1,23 +1,30 @@
 //! Accounts.
 
+use std::sync::Arc;
+
 use async_trait::async_trait;
+use futures_util::FutureExt;
 use mongodb::bson::{Document, doc};
 use mongodb::options::ReturnDocument;
 use rollcall_core::id::UserId;
+use rollcall_core::mail::NewMail;
 use rollcall_core::store::{Inserted, Page, StoreError, Users};
 use rollcall_core::user::{Account, AccountChange, EmailKey, Person};
 
 use crate::MongoStore;
 use crate::db::SERVER;
-use crate::doc::{self, account_doc, healthy, id};
+use crate::doc::{self, account_doc, healthy, id, unless};
 use crate::error::is_duplicate;
 
 pub(crate) const USERS: &str = "users";
 
 #[async_trait]
 impl Users for MongoStore {
-    async fn insert_user(&self, account: Account) -> Result<Inserted, StoreError> {
+    async fn insert_user(&self, account: Account, welcome: Option<NewMail>) -> Result<Inserted, StoreError> {
         let document = account_doc(&account);
+        if let Some(welcome) = welcome {
+            return self.insert_with_welcome(document, doc::mail_doc(&welcome)).await;
+        }
         let write = || async {
             match self.db.users.insert_one(&document).await {
                 Ok(_) => Ok(true),
@@ -42,16 +49,7 @@ impl Users for MongoStore {
     }
 
     async fn change_user(&self, id: UserId, change: AccountChange) -> Result<Option<Account>, StoreError> {
-        let raise = doc! { "tokenVersion": 1_i64 };
-        let (unless, update) = match &change {
-            AccountChange::Disable => {
-                (doc! { "disabled": { "$ne": true } }, doc! { "$set": { "disabled": true }, "$inc": raise })
-            }
-            AccountChange::Enable => (doc! { "disabled": true }, doc! { "$set": { "disabled": false }, "$inc": raise }),
-            AccountChange::SetPassword(hash) => {
-                (doc! {}, doc! { "$set": { "password": hash.expose() }, "$inc": raise })
-            }
-        };
+        let (unless, update) = update(&change);
         let mut filter = doc! { "_id": doc::id(id) };
         filter.extend(unless);
         let write = || {
@@ -75,8 +73,49 @@ impl Users for MongoStore {
 }
 
 impl MongoStore {
+    async fn insert_with_welcome(&self, account: Document, welcome: Document) -> Result<Inserted, StoreError> {
+        let db = Arc::clone(&self.db);
+        self.db
+            .transact(move |tx| {
+                let (db, account, welcome) = (Arc::clone(&db), account.clone(), welcome.clone());
+                async move {
+                    let taken = doc! { "emailKey": account.get("emailKey").cloned() };
+                    if let Some(found) = db.users.find_one(taken).session(&mut *tx).await? {
+                        // Its own attempt before this one may have been what stands in its way.
+                        return Ok(if found == account { Inserted::Created } else { Inserted::EmailExists });
+                    }
+                    // Whoever takes the address at the same moment makes this start anew, and is found then.
+                    db.users.insert_one(account).session(&mut *tx).await?;
+                    db.mails.insert_one(welcome).session(tx).await?;
+                    Ok(Inserted::Created)
+                }
+                .boxed()
+            })
+            .await
+    }
+
     async fn find_account(&self, filter: Document) -> Result<Option<Account>, StoreError> {
         let found = self.db.read(self.db.users.find_one(filter).max_time(SERVER)).await?;
         Ok(found.and_then(|user| healthy(USERS, &user, doc::account)))
+    }
+}
+
+/// Finds those whom the change changes, and changes them.
+pub(crate) fn update(change: &AccountChange) -> (Document, Document) {
+    let raise = doc! { "tokenVersion": 1_i64 };
+    let flag = |field: &str, wanted, usual| (doc! { field: unless(wanted, usual) }, doc! { "$set": { field: wanted } });
+    match change {
+        AccountChange::Disable | AccountChange::Enable => {
+            let (those, mut update) = flag("disabled", matches!(change, AccountChange::Disable), false);
+            update.insert("$inc", raise);
+            (those, update)
+        }
+        AccountChange::SetPassword(hash) => (doc! {}, doc! { "$set": { "password": hash.expose() }, "$inc": raise }),
+        AccountChange::ResetPassword(hash) => {
+            let set = doc! { "password": hash.expose(), "emailConfirmed": true };
+            (doc! {}, doc! { "$set": set, "$inc": raise })
+        }
+        AccountChange::ConfirmEmail => flag("emailConfirmed", true, false),
+        AccountChange::AbsenceNotices(wanted) => flag("absenceNotices", *wanted, true),
     }
 }

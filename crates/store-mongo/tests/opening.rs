@@ -145,7 +145,7 @@ async fn a_database_of_an_earlier_backend_opens_as_it_is() {
     let page = store.users(Page { after: Some(user_id(4)), limit: 1 }).await.unwrap();
     assert_eq!(page.len(), 1, "nor do they end a list");
     let taken = rollcall_core::user::Account { id: user_id(60), ..accounts[1].clone() };
-    assert_eq!(store.insert_user(taken).await.unwrap(), Inserted::EmailExists);
+    assert_eq!(store.insert_user(taken, None).await.unwrap(), Inserted::EmailExists);
     let disabled = store.change_user(user_id(2), AccountChange::Disable).await.unwrap().unwrap();
     assert_eq!((disabled.token_version, disabled.disabled, disabled.role), (1, true, Role::Student));
     store.change_user(user_id(2), AccountChange::Enable).await.unwrap();

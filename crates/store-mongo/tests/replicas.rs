@@ -51,16 +51,19 @@ impl Course {
                 password_hash: PasswordHash::stored("$2b$10$none"),
                 token_version: 0,
                 disabled: false,
+                email_confirmed: false,
+                absence_notices: true,
                 created_at: clock.now(),
             };
-            store.insert_user(account).await.unwrap();
+            store.insert_user(account, None).await.unwrap();
             people.push(id);
         }
         let teacher = people.remove(0);
         let class = ClassId(ids.next(clock.now()));
         let name = ClassName::stored("Chemistry");
         let created_at = clock.now();
-        store.insert_class(Class { id: class, name, teacher_id: teacher, archived: false, created_at }).await.unwrap();
+        let made = Class { id: class, name, teacher_id: teacher, archived: false, absence_notices: false, created_at };
+        store.insert_class(made).await.unwrap();
         let id = SessionId(ids.next(clock.now()));
         let operations = AtomicU32::new(0);
         let session = SessionInfo {
@@ -235,7 +238,8 @@ async fn the_last_opened_session_is_known_on_every_replica() {
         let class = ClassId(course.ids.next(course.clock.now()));
         let name = ClassName::stored("Physics");
         let created_at = course.clock.now();
-        let class = Class { id: class, name, teacher_id: course.teacher, archived: false, created_at };
+        let class =
+            Class { id: class, name, teacher_id: course.teacher, archived: false, absence_notices: false, created_at };
         there.insert_class(class.clone()).await.unwrap();
         let id = SessionId(course.ids.next(created_at));
         there.start(id, class.id, course.teacher, course.origin()).await.unwrap();

@@ -13,17 +13,18 @@ use async_trait::async_trait;
 use futures_util::{FutureExt as _, StreamExt as _, stream};
 use parking_lot::Mutex as Lock;
 use rollcall_api::{Api, ApiConfig};
-use rollcall_core::class::{Class, ClassName, ClassWithStudents};
+use rollcall_core::class::{Class, ClassChange, ClassWithStudents};
+use rollcall_core::mail::{Fate, Kind, Mail, NewMail, TokenHash};
 use rollcall_core::password::{HashError, PasswordHasher};
 use rollcall_core::record::Record;
 use rollcall_core::service::{Ports, Services, TeacherSignup};
 use rollcall_core::session::{Command, LogEntry, Mark, OpenSession, Origin, Revision, SessionInfo};
 use rollcall_core::store::{
-    Batch, Change, ChangeStream, ClassChanged, Classes, Cursor, Followed, Inserted, Outcome, OwnMark, Page, Receipt,
-    Records, SessionChange, Sessions, Started, Store, StoreError, Target, Users,
+    Absences, Batch, Change, ChangeStream, ClassChanged, Classes, Cursor, Followed, Inserted, Outbox, Outcome, OwnMark,
+    Page, Receipt, Records, SessionChange, Sessions, Started, Store, StoreError, Target, Users,
 };
 use rollcall_core::user::{Account, AccountChange, EmailKey, NewPassword, PasswordHash, Person};
-use rollcall_core::{ClassId, Ids, SessionId, UserId};
+use rollcall_core::{ClassId, Ids, SessionId, Timestamp, UserId};
 use rollcall_realtime::{Hub, HubConfig};
 use rollcall_store_sqlite::{OpenMode, SqliteStore};
 use rollcall_testkit::conformance::SetClock;
@@ -63,7 +64,13 @@ impl Server {
         let clock = SetClock::new();
         let path = folder.path().join("rollcall.db");
         let honest = SqliteStore::open(&path, OpenMode::Serve, Arc::<SetClock>::clone(&clock)).unwrap();
-        let ports = Ports { store: Liar::start(honest, lie), clock, hasher: Arc::new(Clear), ids: Ids::new([7; 5], 1) };
+        let ports = Ports {
+            store: Liar::start(honest, lie),
+            clock,
+            hasher: Arc::new(Clear),
+            ids: Ids::new([7; 5], 1),
+            mail_tokens: None,
+        };
         let services = Arc::new(Services::new(ports, TeacherSignup::Open));
         let config = ApiConfig {
             jwt_secret: b"signed with this by a server that lives for a test".to_vec().into(),
@@ -196,7 +203,7 @@ macro_rules! honest {
 
 honest! {
     Users {
-        fn insert_user(account: Account) -> Inserted;
+        fn insert_user(account: Account, welcome: Option<NewMail>) -> Inserted;
         fn user(id: UserId) -> Option<Account>;
         fn change_user(id: UserId, change: AccountChange) -> Option<Account>;
         fn users(page: Page<UserId>) -> Vec<Account>;
@@ -214,7 +221,7 @@ honest! {
         fn classes_of_teacher(teacher: UserId, archived: bool, page: Page<ClassId>) -> Vec<ClassWithStudents>;
         fn classes_of_student(student: UserId, page: Page<ClassId>) -> Vec<Class>;
         fn class_ids_of(user: UserId) -> Vec<ClassId>;
-        fn rename_class(id: ClassId, name: ClassName) -> ClassChanged;
+        fn change_class(id: ClassId, change: ClassChange) -> ClassChanged;
         fn archive_class(id: ClassId, origin: Origin) -> ClassChanged;
         fn enrol(class: ClassId, student: UserId, origin: Origin) -> ClassChanged;
         fn remove_student(class: ClassId, student: UserId, origin: Origin) -> ClassChanged;
@@ -274,6 +281,18 @@ honest! {
     Records {
         fn records(session: SessionId, student: Option<UserId>) -> Vec<Record>;
         fn last_record(class: ClassId, student: UserId) -> Option<Record>;
+    }
+    Outbox {
+        fn queue_mails(mails: Vec<NewMail>) -> ();
+        fn take_mails(now: Timestamp, until: Timestamp, limit: u32) -> Vec<Mail>;
+        fn token_owner(token: TokenHash, kind: Kind, now: Timestamp) -> Option<UserId>;
+        fn use_token(token: TokenHash, kind: Kind, now: Timestamp, change: AccountChange) -> Option<Account>;
+        fn forget_mails(now: Timestamp) -> u64;
+        fn absences(limit: u32) -> Vec<Absences>;
+        fn absences_queued(session: SessionId) -> ();
+        @ async fn settle_mail(&self, mail: &Mail, fate: Fate) -> Result<(), StoreError> {
+            self.honest.settle_mail(mail, fate).await
+        }
     }
     Store {
         fn ping() -> ();

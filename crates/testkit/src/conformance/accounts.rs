@@ -11,7 +11,7 @@ use super::world::{Stores, World, all};
 pub async fn accounts_are_found_by_id_and_address<S: Stores>(world: World<S>) {
     for role in [Role::Teacher, Role::Student, Role::Admin] {
         let account = world.account(role);
-        assert_eq!(world.store.insert_user(account.clone()).await.unwrap(), Inserted::Created);
+        assert_eq!(world.store.insert_user(account.clone(), None).await.unwrap(), Inserted::Created);
         assert_eq!(world.store.user(account.id).await.unwrap(), Some(account.clone()));
         for address in [account.email.as_str().to_uppercase(), format!("  {} ", account.email.as_str())] {
             assert_eq!(world.store.user_by_email(&EmailKey::of(&address)).await.unwrap(), Some(account.clone()));
@@ -33,7 +33,7 @@ pub async fn an_address_belongs_to_one_account<S: Stores>(world: World<S>) {
                 rollcall_core::user::Account { email: Email::stored(text), ..world.account(Role::Student) }
             })
             .collect();
-        let inserted = join_all(accounts.iter().map(|account| world.store.insert_user(account.clone()))).await;
+        let inserted = join_all(accounts.iter().map(|account| world.store.insert_user(account.clone(), None))).await;
         let created: Vec<_> = accounts
             .iter()
             .zip(inserted)
@@ -49,7 +49,7 @@ pub async fn an_address_belongs_to_one_account<S: Stores>(world: World<S>) {
 /// Disabling, enabling and a new password raise the token version; what changes nothing says nothing.
 pub async fn changes_to_an_account_end_its_tokens<S: Stores>(world: World<S>) {
     let account = world.account(Role::Student);
-    world.store.insert_user(account.clone()).await.unwrap();
+    world.store.insert_user(account.clone(), None).await.unwrap();
     let mut listener = world.follow(None).await;
     let hash = PasswordHash::stored("$2b$10$another");
     let steps = [

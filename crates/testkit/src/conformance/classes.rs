@@ -5,7 +5,7 @@ use rollcall_core::session::{Counts, Event, Status};
 use rollcall_core::store::{Change, ClassChanged, Page, Started};
 use rollcall_core::{ClassId, SessionId, UserId};
 
-use super::world::{Stores, World, all, changed};
+use super::world::{Stores, World, all, changed, named};
 
 /// The order of enrolment is kept; enrolling twice and removing who is not there change nothing.
 pub async fn students_stand_in_the_order_of_enrolment<S: Stores>(world: World<S>) {
@@ -92,7 +92,7 @@ pub async fn an_archived_class_takes_no_changes<S: Stores>(world: World<S>) {
     let (teacher, class, students) = world.course(2).await;
     let newcomer = world.student().await;
     let name = ClassName::stored("Physics");
-    assert_eq!(changed(world.store.rename_class(class, name.clone()).await.unwrap()).class.name, name);
+    assert_eq!(changed(world.store.change_class(class, named("Physics")).await.unwrap()).class.name, name);
     let archived = changed(world.store.archive_class(class, world.origin(teacher)).await.unwrap());
     assert!(archived.class.archived);
     assert_eq!(archived.student_ids, students);
@@ -100,7 +100,7 @@ pub async fn an_archived_class_takes_no_changes<S: Stores>(world: World<S>) {
 
     let origin = || world.origin(teacher);
     let answers = [
-        world.store.rename_class(class, ClassName::stored("Chemistry")).await.unwrap(),
+        world.store.change_class(class, named("Chemistry")).await.unwrap(),
         world.store.enrol(class, newcomer, origin()).await.unwrap(),
         world.store.remove_student(class, students[0], origin()).await.unwrap(),
         world.store.archive_class(class, origin()).await.unwrap(),
@@ -150,7 +150,7 @@ pub async fn what_is_not_there_is_not_found<S: Stores>(world: World<S>) {
     assert_eq!(world.store.last_record(nothing, student).await.unwrap(), None);
     let origin = || world.origin(teacher);
     let answers = [
-        world.store.rename_class(nothing, ClassName::stored("Chemistry")).await.unwrap(),
+        world.store.change_class(nothing, named("Chemistry")).await.unwrap(),
         world.store.enrol(nothing, student, origin()).await.unwrap(),
         world.store.remove_student(nothing, student, origin()).await.unwrap(),
         world.store.archive_class(nothing, origin()).await.unwrap(),

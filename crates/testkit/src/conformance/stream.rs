@@ -4,12 +4,11 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use rollcall_core::SessionId;
-use rollcall_core::class::ClassName;
 use rollcall_core::session::{Command, Event, LogEntry, Refusal, Status};
 use rollcall_core::store::{Change, Cursor, Followed, StoreError, Target};
 use rollcall_core::user::{AccountChange, Role};
 
-use super::world::{Listener, PATIENCE, Stores, World, changed, done, mark, refused};
+use super::world::{Listener, PATIENCE, Stores, World, changed, done, mark, named, refused};
 
 /// How soon what another process committed must be heard.
 const SOON: Duration = Duration::from_secs(1);
@@ -45,7 +44,7 @@ pub async fn every_kind_of_change_is_told<S: Stores>(world: World<S>) {
     let student = world.user(Role::Student).await;
     let class_id = world.class(teacher).await;
     world.enrol(class_id, student).await;
-    changed(world.store.rename_class(class_id, ClassName::stored("Physics")).await.unwrap());
+    changed(world.store.change_class(class_id, named("Physics")).await.unwrap());
     let session = world.start(class_id, teacher).await;
     changed(world.store.remove_student(class_id, student, world.origin(teacher)).await.unwrap());
     world.enrol(class_id, student).await;
@@ -176,7 +175,7 @@ pub async fn what_another_process_commits_is_heard<S: Stores>(world: World<S>) {
     let tool = S::beside(&world.data).await;
     let mut listener = world.follow(None).await;
     let account = world.account(Role::Teacher);
-    tool.insert_user(account.clone()).await.unwrap();
+    tool.insert_user(account.clone(), None).await.unwrap();
     let heard = tokio::time::timeout(SOON, listener.change()).await.expect("heard within a second");
     assert_eq!(heard, Change::Account(account.id));
 
@@ -233,7 +232,7 @@ pub async fn a_closed_store_answers_and_ends_its_streams<S: Stores>(world: World
         let refused = |error: StoreError| matches!(error, StoreError::Unavailable(_));
         assert!(refused(world.store.ping().await.unwrap_err()));
         assert!(refused(world.store.user(teacher).await.unwrap_err()));
-        assert!(refused(world.store.insert_user(world.account(Role::Student)).await.unwrap_err()));
+        assert!(refused(world.store.insert_user(world.account(Role::Student), None).await.unwrap_err()));
         let command = world.store.submit(Target::Session(session.id), Command::Finish, world.origin(teacher)).await;
         assert!(refused(command.err().unwrap()));
         assert!(refused(world.store.follow(None).await.err().unwrap()));

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicI64, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
-use rollcall_core::class::{Class, ClassName, ClassWithStudents};
+use rollcall_core::class::{Class, ClassChange, ClassName, ClassWithStudents};
 use rollcall_core::error::Seen;
 use rollcall_core::session::{
     Actor, Command, Door, LogEntry, OperationId, Origin, Refusal, Revision, SessionInfo, Status,
@@ -112,6 +112,8 @@ impl<S: Stores> World<S> {
             password_hash: PasswordHash::stored("$2b$10$not-a-hash"),
             token_version: 3,
             disabled: false,
+            email_confirmed: false,
+            absence_notices: true,
             created_at: self.clock.now(),
         }
     }
@@ -119,7 +121,7 @@ impl<S: Stores> World<S> {
     /// An account of this role.
     pub async fn user(&self, role: Role) -> UserId {
         let account = self.account(role);
-        assert_eq!(self.store.insert_user(account.clone()).await.unwrap(), Inserted::Created);
+        assert_eq!(self.store.insert_user(account.clone(), None).await.unwrap(), Inserted::Created);
         account.id
     }
 
@@ -146,7 +148,14 @@ impl<S: Stores> World<S> {
     pub async fn class(&self, teacher: UserId) -> ClassId {
         let id = ClassId(self.id());
         let name = ClassName::stored(format!("Class {id}"));
-        let class = Class { id, name, teacher_id: teacher, archived: false, created_at: self.clock.now() };
+        let class = Class {
+            id,
+            name,
+            teacher_id: teacher,
+            archived: false,
+            absence_notices: false,
+            created_at: self.clock.now(),
+        };
         self.store.insert_class(class).await.unwrap();
         id
     }
@@ -228,6 +237,11 @@ impl<S: Stores> World<S> {
 /// Marks a student, without a reason.
 pub(super) fn mark(student_id: UserId, status: Status) -> Command {
     Command::Mark { student_id, status, reason: None }
+}
+
+/// Another name for a class.
+pub(super) fn named(name: &str) -> ClassChange {
+    ClassChange { name: Some(ClassName::stored(name)), absence_notices: None }
 }
 
 /// The whole of a list.
