@@ -109,7 +109,7 @@ async fn who_signs_up_confirms_the_address_by_a_mail() {
 #[ignore = "needs aiosmtpd: cargo xtask test"]
 async fn who_forgot_the_password_chooses_another_by_a_mail() {
     let mut post = Post::open().await;
-    let server = post.builder().start().await.unwrap();
+    let server = post.builder().env("RATE_LIMIT", "on").start().await.unwrap();
     let client = server.client();
     sign_up(&client, "sam@example.org").await;
     post.mail("sam@example.org").await;
@@ -164,6 +164,7 @@ async fn absent_students_are_told_until_they_stop_it() {
         let mut socket = teacher.socket().await;
         for student in [&sam, &kim].into_iter().filter(|student| student.id != absent) {
             socket.mark(&student.id, "late").await;
+            socket.expect_mark(&student.id, "late").await;
         }
         socket.send("DONE", &json!({"classId": class.id})).await;
         socket.expect("DONE").await;
