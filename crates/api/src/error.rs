@@ -107,6 +107,8 @@ fn public(error: &Error) -> (StatusCode, &'static str) {
         Error::SessionNotFound => (StatusCode::NOT_FOUND, "Not found"),
         Error::NoActiveSession { .. } => (StatusCode::BAD_REQUEST, "No active attendance session"),
         Error::StudentNotEnrolled { .. } => (StatusCode::BAD_REQUEST, "Student not enrolled in class"),
+        Error::InvalidLink => (StatusCode::BAD_REQUEST, "Invalid or expired link"),
+        Error::MailNotSetUp => (StatusCode::NOT_IMPLEMENTED, "E-mail is not set up"),
         Error::SessionFull { .. } => (StatusCode::BAD_REQUEST, "Session is full, finish it"),
         Error::Busy { .. } | Error::Store(StoreError::Unavailable(_) | StoreError::OutcomeUnknown(_)) => {
             (StatusCode::SERVICE_UNAVAILABLE, "Service unavailable")

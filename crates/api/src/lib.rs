@@ -10,6 +10,7 @@ mod feed;
 #[doc(hidden)]
 pub mod fuzzing;
 mod limits;
+mod mail_token;
 mod metric;
 mod middleware;
 mod model;
@@ -36,6 +37,7 @@ use secrecy::SecretSlice;
 use tokio::sync::watch;
 use tower_http::cors::{AllowOrigin, CorsLayer};
 
+pub use mail_token::MailKey;
 pub use openapi::openapi;
 pub use secure::{Secure, https_only_router, redirect_router};
 
@@ -76,6 +78,8 @@ struct Limits {
     logins_of_account: Keyed<u64>,
     logins_of_address: Keyed<IpAddr>,
     signups: Keyed<IpAddr>,
+    mails_to: Keyed<u64>,
+    mails_of_address: Keyed<IpAddr>,
 }
 
 impl Limits {
@@ -85,6 +89,8 @@ impl Limits {
             logins_of_account: Keyed::new(Limit::new(10, 10, quarter)),
             logins_of_address: Keyed::new(Limit::new(300, 300, quarter)),
             signups: Keyed::new(Limit::new(300, 1_000, Duration::from_hours(1))),
+            mails_to: Keyed::new(Limit::new(5, 5, Duration::from_hours(1))),
+            mails_of_address: Keyed::new(Limit::new(100, 300, Duration::from_hours(1))),
         }
     }
 }
@@ -136,6 +142,7 @@ impl Api {
         let (router, _) = routes::documented().split_for_parts();
         let router = router
             .merge(routes::docs())
+            .merge(routes::mail())
             .fallback(async || ApiError::NotFound)
             .method_not_allowed_fallback(async || ApiError::MethodNotAllowed);
         let router = middleware::wrap(router, self);

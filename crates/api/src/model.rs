@@ -1,6 +1,6 @@
 //! What goes over the wire, in both directions, member by member.
 
-use rollcall_core::class::{Class, ClassName, ClassWithStudents};
+use rollcall_core::class::{Class, ClassChange, ClassName, ClassWithStudents};
 use rollcall_core::record::Record;
 use rollcall_core::session::{Actor, Counts, Event, LogEntry, Mark, SessionInfo, SessionState};
 use rollcall_core::user::{Account, Person};
@@ -129,7 +129,7 @@ pub(crate) struct LoginBody {
     pub password: String,
 }
 
-/// A class that is to be made or renamed.
+/// A class that is to be made.
 #[derive(Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct ClassBody {
@@ -143,6 +143,55 @@ impl ClassBody {
     pub(crate) fn name(&self) -> Result<ClassName, Error> {
         ClassName::parse(&self.class_name).map_err(|error| Error::Invalid(vec![error]))
     }
+}
+
+/// What is to change of a class; at least one of the two.
+#[derive(Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct ClassPatch {
+    /// 1 to 100 characters after trimming, no control characters.
+    #[schema(example = "Algebra I", min_length = 1, max_length = 100)]
+    class_name: Option<String>,
+    /// Whether students are told by e-mail that they were absent.
+    absence_notices: Option<bool>,
+}
+
+impl ClassPatch {
+    /// The change, held to the rules.
+    pub(crate) fn change(self) -> Result<ClassChange, Error> {
+        let Self { class_name, absence_notices } = self;
+        if class_name.is_none() && absence_notices.is_none() {
+            return Err(Error::invalid("className", "must be given, or absenceNotices"));
+        }
+        let name = class_name.map(|name| ClassName::parse(&name)).transpose();
+        let name = name.map_err(|error| Error::Invalid(vec![error]))?;
+        Ok(ClassChange { name, absence_notices })
+    }
+}
+
+/// The address of an account.
+#[derive(Deserialize, ToSchema)]
+pub(crate) struct EmailBody {
+    /// The address, in any case.
+    #[schema(example = "ada@example.org")]
+    pub email: String,
+}
+
+/// The token of a mail.
+#[derive(Deserialize, ToSchema)]
+pub(crate) struct TokenBody {
+    /// What is behind the `#` of the link.
+    pub token: String,
+}
+
+/// The token of a mail, and a new password.
+#[derive(Deserialize, ToSchema)]
+pub(crate) struct ResetBody {
+    /// What is behind the `#` of the link.
+    pub token: String,
+    /// At least 6 characters, at most 72 bytes.
+    #[schema(example = "correct horse", format = Password, min_length = 6, max_length = 72)]
+    pub password: String,
 }
 
 /// A student who is to be enrolled.
@@ -165,6 +214,7 @@ pub(crate) struct StartBody {
 
 /// An account, for its owner.
 #[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
 pub(crate) struct UserOut {
     #[serde(rename = "_id")]
     #[schema(value_type = String, example = "6553f1000102030405060708")]
@@ -174,6 +224,8 @@ pub(crate) struct UserOut {
     /// `teacher`, `student` or `admin`.
     #[schema(example = "teacher")]
     role: &'static str,
+    /// Whether the address is known to be the person's.
+    email_confirmed: bool,
 }
 
 impl From<&Account> for UserOut {
@@ -183,8 +235,34 @@ impl From<&Account> for UserOut {
             name: account.name.as_str().to_owned(),
             email: account.email.as_str().to_owned(),
             role: account.role.as_str(),
+            email_confirmed: account.email_confirmed,
         }
     }
+}
+
+/// No news: it was done.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct Nothing {}
+
+/// Whether the caller's address is confirmed.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct ConfirmationOut {
+    /// If not, a mail is under way.
+    pub email_confirmed: bool,
+}
+
+/// An address that was confirmed.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct ConfirmedOut {
+    pub email: String,
+}
+
+/// Whether somebody is told of absences by e-mail.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct NoticesOut {
+    pub absence_notices: bool,
 }
 
 /// A token.
@@ -228,6 +306,8 @@ pub(crate) struct ClassOut {
     #[schema(value_type = Vec<String>)]
     student_ids: Vec<Hex>,
     archived: bool,
+    /// Whether students are told by e-mail that they were absent.
+    absence_notices: bool,
 }
 
 impl From<ClassWithStudents> for ClassOut {
@@ -238,6 +318,7 @@ impl From<ClassWithStudents> for ClassOut {
             teacher_id: class.teacher_id.into(),
             student_ids: student_ids.into_iter().map(Hex::from).collect(),
             archived: class.archived,
+            absence_notices: class.absence_notices,
         }
     }
 }
@@ -257,6 +338,9 @@ pub(crate) struct ClassItem {
     #[schema(value_type = Option<Vec<String>>)]
     student_ids: Option<Vec<Hex>>,
     archived: bool,
+    /// Whether students are told by e-mail that they were absent; for the teacher alone.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    absence_notices: Option<bool>,
 }
 
 impl ClassItem {
@@ -268,13 +352,15 @@ impl ClassItem {
             teacher_id: class.teacher_id.into(),
             student_ids: None,
             archived: class.archived,
+            absence_notices: None,
         }
     }
 
     /// As its teacher sees it.
     pub(crate) fn for_teacher(class: &ClassWithStudents) -> Self {
         let student_ids = class.student_ids.iter().copied().map(Hex::from).collect();
-        Self { student_ids: Some(student_ids), ..Self::for_student(&class.class) }
+        let absence_notices = Some(class.class.absence_notices);
+        Self { student_ids: Some(student_ids), absence_notices, ..Self::for_student(&class.class) }
     }
 }
 

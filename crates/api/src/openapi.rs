@@ -21,6 +21,7 @@ use crate::error::{Detail, ErrorBody};
         (name = "accounts", description = "Who somebody is"),
         (name = "classes", description = "Classes and who is in them"),
         (name = "attendance", description = "Sessions and what they recorded"),
+        (name = "mail", description = "What mails are asked for, and what their links lead to"),
         (name = "realtime", description = "WebSockets"),
         (name = "operation", description = "For those who run the server"),
         (name = "documentation", description = "The API's own description"),

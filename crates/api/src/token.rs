@@ -155,6 +155,8 @@ mod tests {
             password_hash: PasswordHash::stored(""),
             token_version: 7,
             disabled: false,
+            email_confirmed: false,
+            absence_notices: true,
             created_at: NOW,
         };
         let token = tokens().issue(&account, NOW, &Ids::new([0; 5], 0)).unwrap();

@@ -131,6 +131,11 @@ pub(crate) enum UserAction {
         /// The account's e-mail address
         email: String,
     },
+    /// Take an e-mail address for confirmed: notices of absences may be sent to it
+    ConfirmEmail {
+        /// The account's e-mail address
+        email: String,
+    },
     /// Set another password; all tokens of the account end
     ResetPassword {
         /// The account's e-mail address

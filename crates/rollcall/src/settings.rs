@@ -25,6 +25,7 @@ const DATABASE: &str = "Database";
 const NETWORK: &str = "Network";
 const TLS: &str = "TLS";
 const ACCOUNTS: &str = "Accounts and sessions";
+const MAIL: &str = "E-mail";
 const LOGS: &str = "Logs and metrics";
 
 /// All settings, in the order of the help.
@@ -265,6 +266,55 @@ pub(crate) const SETTINGS: &[Setting] = &[
         default: "24h",
         help: "When an attendance session that nobody finished is finished",
         more: "As if its teacher had sent DONE. A duration such as 90m, 24h or 7d; at most 3650d.",
+    },
+    Setting {
+        env: "SMTP_URL",
+        flag: "smtp-url",
+        value: "URL",
+        heading: MAIL,
+        default: "none: no mails are sent",
+        help: "The mail server that takes mails, with user and password",
+        more: "smtp://user:password@mail.school.example is STARTTLS on port 587, smtps:// is TLS from the start on port \
+               465; without TLS nothing is sent. Characters such as @ in the user or the password are written %40. \
+               smtp://localhost?tls=none is a mail server on this machine. Needs PUBLIC_URL. Prefer the environment to \
+               the flag: other users of the machine can see flags.",
+    },
+    Setting {
+        env: "SMTP_CA",
+        flag: "smtp-ca",
+        value: "FILE",
+        heading: MAIL,
+        default: "whom browsers trust",
+        help: "Whom to trust beside them as the mail server: a PEM file",
+        more: "For a mail server whose certificate browsers do not know.",
+    },
+    Setting {
+        env: "MAIL_FROM",
+        flag: "mail-from",
+        value: "ADDRESS",
+        heading: MAIL,
+        default: "Rollcall <rollcall@ and the host of PUBLIC_URL>",
+        help: "Who the mails are from",
+        more: "An address that the mail server may send for: Rollcall <rollcall@school.example>.",
+    },
+    Setting {
+        env: "PUBLIC_URL",
+        flag: "public-url",
+        value: "URL",
+        heading: MAIL,
+        default: "none",
+        help: "Where people reach this server, for the links in mails",
+        more: "https://rollcall.school.example, also with a path where a proxy adds one.",
+    },
+    Setting {
+        env: "MAIL_TEMPLATES",
+        flag: "mail-templates",
+        value: "FOLDER",
+        heading: MAIL,
+        default: "the built-in ones",
+        help: "A folder with the mails in your own words",
+        more: "Files of the names that docs/mail.md lists take the place of the built-in ones; others stay. All are tried \
+               at the start.",
     },
     Setting {
         env: "LOG_LEVEL",

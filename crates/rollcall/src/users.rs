@@ -31,7 +31,9 @@ pub(crate) async fn run(action: UserAction, database: &Database, cost: u32) -> a
         UserAction::Create { password, .. } | UserAction::ResetPassword { password, .. } => {
             Some(new_password(password)?)
         }
-        UserAction::List | UserAction::Disable { .. } | UserAction::Enable { .. } => None,
+        UserAction::List | UserAction::Disable { .. } | UserAction::Enable { .. } | UserAction::ConfirmEmail { .. } => {
+            None
+        }
     };
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::start());
     let opened = database.open(OpenMode::Tool, Arc::clone(&clock)).await?;
@@ -40,6 +42,7 @@ pub(crate) async fn run(action: UserAction, database: &Database, cost: u32) -> a
         clock,
         hasher: Arc::new(BcryptPool::start(cost).context("no threads for hashing passwords")?),
         ids: system::ids()?,
+        mail_tokens: None,
     };
     let services = Services::new(ports, TeacherSignup::Closed);
     let outcome = act(&services, action, password).await;
@@ -69,6 +72,10 @@ async fn act(services: &Services, action: UserAction, password: Option<Password>
         UserAction::Enable { email } => {
             let account = found(&email, accounts.change(&email, AccountChange::Enable).await)?;
             format!("{} is enabled", account.email.as_str())
+        }
+        UserAction::ConfirmEmail { email } => {
+            let account = found(&email, accounts.change(&email, AccountChange::ConfirmEmail).await)?;
+            format!("the address {} is confirmed", account.email.as_str())
         }
     };
     let mut out = io::stdout().lock();

@@ -20,13 +20,13 @@ use super::{Answer, list, ok};
 use crate::Api;
 use crate::error::{ApiError, ErrorBody};
 use crate::extract::{AddressedTeacher, As, Body, PageOf, PageQuery, PathId, PathIds, query};
-use crate::model::{AddStudentBody, ClassBody, ClassDetail, ClassItem, ClassOut, Envelope};
+use crate::model::{AddStudentBody, ClassBody, ClassDetail, ClassItem, ClassOut, ClassPatch, Envelope};
 
 pub(super) fn routes() -> OpenApiRouter<Arc<Api>> {
     OpenApiRouter::new()
         .routes(routes!(create))
         .routes(routes!(classes))
-        .routes(routes!(class, rename, archive))
+        .routes(routes!(class, change, archive))
         .routes(routes!(add_student))
         .routes(routes!(remove_student))
 }
@@ -132,23 +132,27 @@ async fn class(
     Ok(ok(ClassDetail::new(&view.class, view.students)))
 }
 
-/// Gives a class another name
+/// Changes a class
+///
+/// Its name, or whether students are told by e-mail that they were absent: those with a confirmed address, once the
+/// session is finished.
 #[utoipa::path(patch, path = "/class/{id}", tag = "classes", security(("bearer" = [])),
-    params(("id" = String, Path, description = "The class's id")), request_body = ClassBody, responses(
+    params(("id" = String, Path, description = "The class's id")), request_body = ClassPatch, responses(
     (status = 200, description = "The class", body = Envelope<ClassOut>),
     (status = 400, description = "`Invalid request schema`", body = ErrorBody),
     (status = 403, description = "`Forbidden, teacher access required` or `Forbidden, not class teacher`", body = ErrorBody),
     (status = 404, description = "`Class not found`", body = ErrorBody),
+    (status = 501, description = "`E-mail is not set up`", body = ErrorBody),
 ))]
-async fn rename(
+async fn change(
     State(api): State<Arc<Api>>,
     As(teacher): As<Teacher>,
     PathId(id): PathId,
-    Body(body): Body<ClassBody>,
+    Body(body): Body<ClassPatch>,
 ) -> Answer<ClassOut> {
-    let name = body.name()?;
+    let change = body.change()?;
     let class = own(&api, teacher, &id).await?;
-    Ok(ok(api.services.classes.rename(&class, name).await?.into()))
+    Ok(ok(api.services.classes.change(&class, change).await?.into()))
 }
 
 /// Archives a class

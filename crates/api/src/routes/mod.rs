@@ -6,6 +6,7 @@
 mod class;
 mod docs;
 mod health;
+mod mail;
 mod packed;
 mod session;
 mod user;
@@ -25,6 +26,7 @@ use utoipa_axum::router::OpenApiRouter;
 
 pub(crate) use docs::router as docs;
 pub(crate) use health::metrics;
+pub(crate) use mail::router as mail;
 pub(crate) use session::NOT_YET;
 
 use crate::Api;
@@ -38,6 +40,7 @@ pub(crate) fn documented() -> OpenApiRouter<Arc<Api>> {
         .merge(user::routes())
         .merge(class::routes())
         .merge(session::routes())
+        .merge(mail::routes())
         .merge(health::routes())
         .merge(docs::routes())
         .merge(crate::ws::routes())

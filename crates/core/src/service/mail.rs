@@ -103,8 +103,8 @@ impl Mails {
         Ok(())
     }
 
-    /// Sets the password of whoever was sent `token`, and ends all logins of the account.
-    pub async fn reset_password(&self, token: &str, password: &str) -> Result<(), Error> {
+    /// Sets the password of whoever was sent `token`, and ends all logins of the account. Answers with whose it is.
+    pub async fn reset_password(&self, token: &str, password: &str) -> Result<UserId, Error> {
         let token = self.tokens()?.hash(token);
         let password = NewPassword::parse(password).map_err(|error| Error::Invalid(vec![error]))?;
         // Spares the hashing; the store decides.
@@ -113,7 +113,7 @@ impl Mails {
         }
         let change = AccountChange::ResetPassword(self.hasher.hash(password).await?);
         let changed = self.store.use_token(token, Kind::ResetPassword, self.clock.now(), change).await?;
-        changed.map(drop).ok_or(Error::InvalidLink)
+        changed.map(|account| account.id).ok_or(Error::InvalidLink)
     }
 
     /// Sends the member the mail by which to confirm the address, unless it is confirmed already: `false`.
