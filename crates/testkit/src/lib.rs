@@ -6,4 +6,6 @@ pub mod conformance;
 pub mod history;
 #[cfg(feature = "mongo")]
 pub mod mongo;
+mod python;
 pub mod server;
+pub mod smtp;
