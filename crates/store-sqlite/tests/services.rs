@@ -742,6 +742,11 @@ async fn absent_students_are_told_where_the_class_and_they_want_it() {
     mails.set_notices(unsubscribe.expose_secret(), true).await.unwrap();
     assert!(school.subject(&due[0]).await.is_some());
     assert_eq!(hold().await.len(), 1, "each session is told of by itself");
+    // Mails may have been turned off for a while.
+    school.start(&class).await;
+    school.finish(teacher, &class).await;
+    school.clock.advance(Duration::from_hours(3 * 24));
+    assert!(school.due().await.is_empty(), "what is long past is no news");
     assert!(matches!(mails.set_notices("nothing", false).await, Err(Error::InvalidLink)));
 }
 
