@@ -4,6 +4,7 @@
 //! * [`policy`]: who may do what. It alone makes a [`policy::Teacher`] or a [`policy::Student`] out of an account.
 //! * [`store`]: the port to the database, and [`store::Change`], the stream of what it committed.
 //! * [`transfer`]: the port for a database taken as a whole, to be carried into another store.
+//! * [`limit`]: how often something may happen, and the port to whatever counts it for all replicas together.
 //! * [`service`]: the verbs. Both doors (HTTP and WebSocket) call these and nothing else.
 //! * [`error`]: the one error that services answer with.
 //!
@@ -14,6 +15,7 @@ pub mod class;
 pub mod directory;
 pub mod error;
 pub mod id;
+pub mod limit;
 pub mod password;
 pub mod policy;
 pub mod record;

@@ -23,6 +23,7 @@ use tokio_util::task::TaskTracker;
 use crate::config::Config;
 use crate::database::Opened;
 use crate::healthcheck::reachable;
+use crate::limits::Limits;
 use crate::listener::Listener;
 use crate::passwords::BcryptPool;
 use crate::system::{self, SystemClock};
@@ -92,6 +93,8 @@ async fn run(config: Config, open_files: usize) -> anyhow::Result<()> {
     let hasher = BcryptPool::start(config.bcrypt_cost).context("no threads for hashing passwords")?;
     let ports =
         Ports { store: database.store(), clock: Arc::clone(&clock), hasher: Arc::new(hasher), ids: system::ids()? };
+    let work = CancellationToken::new();
+    let limits = Limits::start(&config, &jwt_secret, &work).await;
     let services = Arc::new(Services::new(ports, config.teacher_signup.clone()));
     let bounds = HubConfig::default();
     let max_per_user = if config.limits { bounds.max_per_user } else { usize::MAX };
@@ -107,6 +110,7 @@ async fn run(config: Config, open_files: usize) -> anyhow::Result<()> {
             allowed_origins: config.allowed_origins.clone(),
             trusted_proxies: config.trusted_proxies.clone(),
             limits: config.limits,
+            shared_limits: limits.shared(),
             metrics: Some(match addresses.metrics {
                 Some(_) => MetricsRoute::Elsewhere,
                 None => MetricsRoute::LoopbackOnly(Arc::clone(&figures)),
@@ -115,7 +119,6 @@ async fn run(config: Config, open_files: usize) -> anyhow::Result<()> {
         },
     );
 
-    let work = CancellationToken::new();
     let mut feed = tokio::spawn(Arc::clone(&api).follow(work.clone()));
     let backups = match (&config.backups, config.database.file()) {
         (Some(backups), Some(file)) => {
@@ -139,7 +142,7 @@ async fn run(config: Config, open_files: usize) -> anyhow::Result<()> {
     if let Some(tls) = tls {
         tls.keep(clock, server.work.clone())?;
     }
-    announce(&config, &addresses, certificate.as_deref());
+    announce(&config, &addresses, certificate.as_deref(), &limits);
 
     let ordered = tokio::select! {
         order = orders.next() => {
@@ -282,7 +285,7 @@ async fn expire(services: Arc<Services>, max_age: Duration, work: CancellationTo
 }
 
 /// Tells on standard output what runs where. The line with the address is what scripts read.
-fn announce(config: &Config, addresses: &Addresses, certificate: Option<&Current>) {
+fn announce(config: &Config, addresses: &Addresses, certificate: Option<&Current>, limits: &Limits) {
     let address = addresses.main;
     let version = env!("CARGO_PKG_VERSION");
     let scheme = if config.tls.is_some() { "https" } else { "http" };
@@ -299,7 +302,6 @@ fn announce(config: &Config, addresses: &Addresses, certificate: Option<&Current
         TeacherSignup::Closed => "sign-up closed; `rollcall user create` makes them",
         TeacherSignup::Code(_) => "sign-up with the code",
     };
-    let limits = if config.limits { "on" } else { "off" };
     let metrics_at = match addresses.metrics {
         Some(metrics) => format!("http://{}/metrics", reachable(metrics)),
         None => format!("{scheme}://{here}/metrics, for this machine alone"),
@@ -307,7 +309,7 @@ fn announce(config: &Config, addresses: &Addresses, certificate: Option<&Current
     let redirected =
         addresses.redirect.map(|redirect| format!("  redirect  http://{redirect} to HTTPS\n")).unwrap_or_default();
     let database = &config.database;
-    tracing::info!(version, %address, scheme, %database, teachers, limits, metrics = metrics_at, "started");
+    tracing::info!(version, %address, scheme, %database, teachers, %limits, metrics = metrics_at, "started");
     let text = format!(
         "Rollcall {version} listens on {scheme}://{address}\n  \
            database  {database}\n  \
