@@ -705,7 +705,6 @@ mod tests {
             ("ALLOWED_ORIGINS", "https://a.example/app"),
             ("TRUSTED_PROXIES", "10.0.0.0/8, proxy"),
             ("RATE_LIMIT", "no"),
-            #[cfg(feature = "redis")]
             ("REDIS_URL", "http://:hunter2@redis.example"),
             ("DRAIN_DELAY", "11m"),
             ("METRICS_ADDR", ":9000"),
