@@ -16,9 +16,9 @@ pub struct Address {
 impl Address {
     /// Reads `redis://` or `rediss://`, which is TLS. The error is what would be right.
     pub fn parse(url: &str) -> Result<Self, String> {
-        const WANTED: &str = "redis:// or, for TLS, rediss://, and where Redis is, such as \
-                              redis://:password@redis.example:6379 or rediss://user:password@redis.example:6380/0; in \
-                              names and passwords # / ? @ : and % are written %23 %2F %3F %40 %3A and %25";
+        const WANTED: &str = "redis:// or, for TLS, rediss://, and an address such as redis://redis.example:6379 or \
+                              rediss://user:password@redis.example:6380/0, without options; #, / and ? in a password \
+                              are written %23, %2F and %3F";
         let wanted = || WANTED.to_owned();
         let (scheme, rest) = url.split_once("://").ok_or_else(wanted)?;
         // Options are of other programs, or turn off the check of certificates.
@@ -27,7 +27,11 @@ impl Address {
         }
         let info: ConnectionInfo = url.into_connection_info().map_err(|_| wanted())?;
         let (host, port) = match info.addr() {
-            ConnectionAddr::Tcp(host, port) | ConnectionAddr::TcpTls { host, port, .. } if !host.is_empty() && !host.contains(',') => (host, port),
+            ConnectionAddr::Tcp(host, port) | ConnectionAddr::TcpTls { host, port, .. }
+                if !host.is_empty() && !host.contains(',') =>
+            {
+                (host, port)
+            }
             _ => return Err(wanted()),
         };
         let host = if host.contains(':') { format!("[{host}]") } else { host.clone() };

@@ -48,7 +48,7 @@ pub struct RedisLimits {
     /// Makes names of keys that say nothing about whose they are, and are the same on every replica.
     names: hmac::Key,
     /// `None` while Redis is away.
-    connection: Mutex<Option<MultiplexedConnection>>,
+    connection: Mutex<Option<Arc<MultiplexedConnection>>>,
 }
 
 impl RedisLimits {
@@ -101,8 +101,8 @@ impl RedisLimits {
                 tick.tick().await;
                 let connection = self.connection.lock().clone();
                 if let Some(connection) = connection {
-                    if let Err(error) = self.probe(connection).await {
-                        self.lose(&error);
+                    if let Err(error) = self.probe(&connection).await {
+                        self.lose(&connection, &error);
                     }
                 } else if self.connect().await.is_ok() {
                     tracing::info!(redis = %self.address, "Redis is back: limits are shared again");
@@ -116,30 +116,24 @@ impl RedisLimits {
         let connect = async {
             let client = self.address.client()?;
             let connection = client.get_multiplexed_async_connection().await?;
-            self.probe(connection.clone()).await?;
+            self.probe(&connection).await?;
             Ok(connection)
         };
         let connected = timeout(CONNECT_WITHIN, connect).await.unwrap_or(Err(Away::Late(CONNECT_WITHIN)));
         let connection = connected.inspect_err(|_| counter!("rollcall_limits_redis_errors_total").increment(1))?;
-        *self.connection.lock() = Some(connection);
+        *self.connection.lock() = Some(Arc::new(connection));
         gauge!("rollcall_limits_shared").set(1.0);
         Ok(())
     }
 
     /// Does all that a limit needs: one that can be read and not written to, or not reached by a script, is of no use.
-    async fn probe(&self, connection: MultiplexedConnection) -> Result<(), Away> {
+    async fn probe(&self, connection: &MultiplexedConnection) -> Result<(), Away> {
         let limit = Limit::new(1, 1, Duration::from_millis(1));
         self.run(connection, Step::Charge, limit, &format!("{PREFIX}probe")).await.map(drop)
     }
 
     /// Answers how many microseconds to wait.
-    async fn run(
-        &self,
-        mut connection: MultiplexedConnection,
-        step: Step,
-        limit: Limit,
-        name: &str,
-    ) -> Result<u64, Away> {
+    async fn run(&self, connection: &MultiplexedConnection, step: Step, limit: Limit, name: &str) -> Result<u64, Away> {
         let step = match step {
             Step::Take => "take",
             Step::Check => "check",
@@ -149,7 +143,7 @@ impl RedisLimits {
         let interval = u64::try_from(limit.interval().as_micros()).unwrap_or(u64::MAX);
         let mut script = self.script.key(name);
         script.arg(step).arg(limit.burst()).arg(interval);
-        match timeout(ANSWER_WITHIN, script.invoke_async(&mut connection)).await {
+        match timeout(ANSWER_WITHIN, script.invoke_async(&mut connection.clone())).await {
             Ok(answer) => Ok(answer?),
             Err(_) => Err(Away::Late(ANSWER_WITHIN)),
         }
@@ -158,15 +152,18 @@ impl RedisLimits {
     /// The name of `key` in Redis.
     fn name(&self, what: &str, key: &str) -> String {
         let mut name = hmac::Context::with_key(&self.names);
-        [what, "\0", key].iter().for_each(|part| name.update(part.as_bytes()));
+        for part in [what, "\0", key] {
+            name.update(part.as_bytes());
+        }
         let name = name.sign().as_ref().iter().take(16).fold(0, |name, byte| name << 8 | u128::from(*byte));
         format!("{PREFIX}{what}:{name:032x}")
     }
 
-    /// From now on nobody asks Redis, until it is there again. Many may find out at once; the log has it once.
-    fn lose(&self, error: &Away) {
+    /// From now on nobody asks Redis, until there is another connection. Many may find out, some late; the log has it once.
+    fn lose(&self, lost: &Arc<MultiplexedConnection>, error: &Away) {
         counter!("rollcall_limits_redis_errors_total").increment(1);
-        if self.connection.lock().take().is_some() {
+        let is_lost = |connection: &mut Arc<_>| Arc::ptr_eq(connection, lost);
+        if self.connection.lock().take_if(is_lost).is_some() {
             self.warn(error);
         }
     }
@@ -181,11 +178,11 @@ impl RedisLimits {
 impl SharedLimits for RedisLimits {
     async fn count(&self, step: Step, limit: Limit, what: &str, key: &str) -> Option<Result<(), Duration>> {
         let connection = self.connection.lock().clone()?;
-        match self.run(connection, step, limit, &self.name(what, key)).await {
+        match self.run(&connection, step, limit, &self.name(what, key)).await {
             Ok(0) => Some(Ok(())),
             Ok(wait) => Some(Err(Duration::from_micros(wait))),
             Err(error) => {
-                self.lose(&error);
+                self.lose(&connection, &error);
                 None
             }
         }

@@ -15,6 +15,7 @@ use rollcall_core::service::{Ports, Services, TeacherSignup};
 use rollcall_realtime::{Hub, HubConfig, close};
 use rollcall_store_sqlite::OpenMode;
 use rustix::process::{Resource, Rlimit, Signal as Number, getrlimit, setrlimit};
+use secrecy::SecretSlice;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::{Instant, MissedTickBehavior, timeout};
 use tokio_util::sync::CancellationToken;
@@ -85,11 +86,7 @@ async fn run(config: Config, open_files: usize) -> anyhow::Result<()> {
     let tls = config.tls.as_ref().map(|source| Tls::start(source, &clock)).transpose()?;
 
     let database = config.database.open(OpenMode::Serve, Arc::clone(&clock)).await?;
-    let jwt_secret = match (config.jwt_secret.clone(), config.database.file()) {
-        (Some(secret), _) => secret,
-        (None, Some(file)) => secret_file::load_or_create(&secret_file::path_for(file))?,
-        (None, None) => bail!("JWT_SECRET is not set"),
-    };
+    let jwt_secret = jwt_secret(&config)?;
     let hasher = BcryptPool::start(config.bcrypt_cost).context("no threads for hashing passwords")?;
     let ports =
         Ports { store: database.store(), clock: Arc::clone(&clock), hasher: Arc::new(hasher), ids: system::ids()? };
@@ -181,6 +178,15 @@ async fn run(config: Config, open_files: usize) -> anyhow::Result<()> {
     }
     tracing::info!("ended");
     outcome
+}
+
+/// What tokens are signed with.
+fn jwt_secret(config: &Config) -> anyhow::Result<SecretSlice<u8>> {
+    match (config.jwt_secret.clone(), config.database.file()) {
+        (Some(secret), _) => Ok(secret),
+        (None, Some(file)) => secret_file::load_or_create(&secret_file::path_for(file)),
+        (None, None) => bail!("JWT_SECRET is not set"),
+    }
 }
 
 /// Why nothing can be told to anybody any more. A new process starts with all that is committed.

