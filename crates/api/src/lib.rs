@@ -20,8 +20,6 @@ mod secure;
 mod token;
 mod ws;
 
-use std::hash::{BuildHasher, RandomState};
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -31,6 +29,7 @@ use axum::http::{HeaderValue, Method, header};
 use axum::response::IntoResponse;
 use ipnet::IpNet;
 use metrics::Histogram;
+use rollcall_core::limit::SharedLimits;
 use rollcall_core::service::Services;
 use rollcall_realtime::Hub;
 use secrecy::SecretSlice;
@@ -42,7 +41,7 @@ pub use openapi::openapi;
 pub use secure::{Secure, https_only_router, redirect_router};
 
 use crate::error::ApiError;
-use crate::limits::{Keyed, Limit};
+use crate::limits::Limits;
 
 /// What an operator can set of what clients see.
 pub struct ApiConfig {
@@ -56,6 +55,8 @@ pub struct ApiConfig {
     pub trusted_proxies: Vec<IpNet>,
     /// Whether there are limits on logins, sign-ups, messages and sockets.
     pub limits: bool,
+    /// What counts logins and sign-ups for all replicas together.
+    pub shared_limits: Option<Arc<dyn SharedLimits>>,
     /// Where the figures for Prometheus are shown; `None` is nowhere.
     pub metrics: Option<MetricsRoute>,
     /// Whether every connection is TLS.
@@ -73,28 +74,6 @@ pub enum MetricsRoute {
     Elsewhere,
 }
 
-/// The limits on what one address or account can do, each generous to a whole school behind one address.
-struct Limits {
-    logins_of_account: Keyed<u64>,
-    logins_of_address: Keyed<IpAddr>,
-    signups: Keyed<IpAddr>,
-    mails_to: Keyed<u64>,
-    mails_of_address: Keyed<IpAddr>,
-}
-
-impl Limits {
-    fn new() -> Self {
-        let quarter = Duration::from_mins(15);
-        Self {
-            logins_of_account: Keyed::new(Limit::new(10, 10, quarter)),
-            logins_of_address: Keyed::new(Limit::new(300, 300, quarter)),
-            signups: Keyed::new(Limit::new(300, 1_000, Duration::from_hours(1))),
-            mails_to: Keyed::new(Limit::new(5, 5, Duration::from_hours(1))),
-            mails_of_address: Keyed::new(Limit::new(100, 300, Duration::from_hours(1))),
-        }
-    }
-}
-
 /// What both doors share.
 pub struct Api {
     services: Arc<Services>,
@@ -103,8 +82,6 @@ pub struct Api {
     allowed_origins: Vec<String>,
     trusted_proxies: Vec<IpNet>,
     limits: Option<Limits>,
-    /// Secret, so that nobody can choose addresses that share a limit.
-    limit_hasher: RandomState,
     metrics: Option<MetricsRoute>,
     tls: bool,
     /// Commands whose sender named them: the answer to each carries its name.
@@ -125,8 +102,7 @@ impl Api {
             tokens: token::Tokens::new(&config.jwt_secret, config.token_ttl),
             allowed_origins: config.allowed_origins,
             trusted_proxies: config.trusted_proxies,
-            limits: config.limits.then(Limits::new),
-            limit_hasher: RandomState::new(),
+            limits: config.limits.then(|| Limits::new(config.shared_limits.as_ref())),
             metrics: config.metrics,
             tls: config.tls,
             named: ws::NamedCommands::default(),
@@ -190,10 +166,5 @@ impl Api {
                 .expose_headers([header::RETRY_AFTER])
                 .max_age(Duration::from_hours(1)),
         )
-    }
-
-    /// What a limit on an e-mail address is counted by.
-    fn limits_key(&self, email: &str) -> u64 {
-        self.limit_hasher.hash_one(email)
     }
 }

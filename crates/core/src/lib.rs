@@ -5,6 +5,7 @@
 //! * [`store`]: the port to the database, and [`store::Change`], the stream of what it committed.
 //! * [`mail`]: e-mails that wait to be sent, and the tokens in them.
 //! * [`transfer`]: the port for a database taken as a whole, to be carried into another store.
+//! * [`limit`]: how often something may happen, and the port to whatever counts it for all replicas together.
 //! * [`service`]: the verbs. Both doors (HTTP and WebSocket) call these and nothing else.
 //! * [`error`]: the one error that services answer with.
 //!
@@ -15,6 +16,7 @@ pub mod class;
 pub mod directory;
 pub mod error;
 pub mod id;
+pub mod limit;
 pub mod mail;
 pub mod password;
 pub mod policy;

@@ -68,6 +68,9 @@ pub(crate) struct Config {
     pub trusted_proxies: Vec<IpNet>,
     /// Whether logins, sign-ups and messages are limited.
     pub limits: bool,
+    /// Where logins and sign-ups are counted for all replicas together.
+    #[cfg(feature = "redis")]
+    pub redis: Option<rollcall_limits_redis::Address>,
     /// How long to serve on, not ready, after the order to end.
     pub drain_delay: Duration,
     /// Where metrics are served, if not on the main address.
@@ -178,10 +181,14 @@ impl Config {
             limits: reader
                 .read("RATE_LIMIT", shown, |text| one_of(text, &[("on", true), ("off", false)]))
                 .unwrap_or(true),
+            #[cfg(feature = "redis")]
+            redis: reader.read("REDIS_URL", shown_url, rollcall_limits_redis::Address::parse),
             drain_delay: reader.read("DRAIN_DELAY", shown, drain_delay).unwrap_or_default(),
             mail: reader.mail(),
             session_max_age: reader.read("SESSION_MAX_AGE", shown, duration).unwrap_or(DAY),
         };
+        #[cfg(not(feature = "redis"))]
+        reader.read("REDIS_URL", shown_url, |_| Err::<(), _>("unset: this program is built without Redis".to_owned()));
         let logs = reader.logs();
         if config.database.file().is_none() {
             let wanted = "the same on every replica, for example what `openssl rand -hex 32` prints once: with MongoDB \
@@ -408,7 +415,7 @@ fn masked_code(text: &str) -> String {
     }
 }
 
-/// A database's URL without what stands before an `@`, which is a password.
+/// A URL without what stands before an `@`, which is a password.
 pub(crate) fn shown_url(text: &str) -> String {
     match text.rsplit_once('@') {
         Some((before, after)) => {
@@ -674,6 +681,8 @@ mod tests {
             ("ALLOWED_ORIGINS", "https://School.example:443/, http://localhost:5173,http://[::1]:80"),
             ("TRUSTED_PROXIES", "192.0.2.7,10.1.2.3/8, fd00::/8"),
             ("RATE_LIMIT", "OFF"),
+            #[cfg(feature = "redis")]
+            ("REDIS_URL", "rediss://ada:hunter2@redis.example:6380/1"),
             ("DRAIN_DELAY", "10s"),
             ("TLS_CERT", "tls/tls.crt"),
             ("TLS_KEY", "tls/tls.key"),
@@ -704,6 +713,9 @@ mod tests {
         let proxies: Vec<_> = config.trusted_proxies.iter().map(ToString::to_string).collect();
         assert_eq!(proxies, ["192.0.2.7/32", "10.0.0.0/8", "fd00::/8"]);
         assert!(!config.limits);
+        #[cfg(feature = "redis")]
+        assert_eq!(config.redis.as_ref().unwrap().to_string(), "rediss://redis.example:6380/1");
+        assert!(!format!("{config:?}").contains("hunter2"));
         assert_eq!(config.drain_delay, Duration::from_secs(10));
         let pair = Pair { certificate: "tls/tls.crt".into(), key: "tls/tls.key".into() };
         assert_eq!((config.public_port(8443), &config.tls), (443, &Some(tls::Source::Files(pair))));
@@ -736,6 +748,7 @@ mod tests {
             ("ALLOWED_ORIGINS", "https://a.example/app"),
             ("TRUSTED_PROXIES", "10.0.0.0/8, proxy"),
             ("RATE_LIMIT", "no"),
+            ("REDIS_URL", "http://:hunter2@redis.example"),
             ("DRAIN_DELAY", "11m"),
             ("METRICS_ADDR", ":9000"),
             ("SESSION_MAX_AGE", "0s"),
@@ -816,6 +829,7 @@ mod tests {
             ),
             ("TRUSTED_PROXIES", &["10.0.0.0/33", "10.0.0", "all"]),
             ("RATE_LIMIT", &["true", "1"]),
+            ("REDIS_URL", &["redis.example:6379", "redis+sentinel://redis.example/school", "redis://redis.example/x"]),
             ("METRICS_ADDR", &["127.0.0.1:8000"]),
             ("HTTP_REDIRECT_PORT", &["0", "65536", "https", "-1"]),
             ("HSTS_MAX_AGE", &["0", "-1s", "4000d"]),

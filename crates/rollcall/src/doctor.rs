@@ -12,6 +12,8 @@ use std::time::{Duration, Instant};
 
 use rollcall_core::service::TeacherSignup;
 use rollcall_core::{Clock, Timestamp};
+#[cfg(feature = "redis")]
+use rollcall_limits_redis::{Address, RedisLimits};
 #[cfg(feature = "mongodb")]
 use rollcall_store_mongo::MongoStore;
 use rollcall_store_sqlite::SqliteStore;
@@ -107,6 +109,12 @@ fn check(settings: &Settings, report: &mut Report) -> io::Result<()> {
             report.line("backups", finding)?;
         }
     }
+    #[cfg(feature = "redis")]
+    if let Ok((config, _)) = &config
+        && let Some(redis) = &config.redis
+    {
+        report.line("limits", shared_limits(redis, config.limits))?;
+    }
     if let Ok((Config { mail: Some(mail), .. }, _)) = config {
         report.line("mail", mail_server(mail))?;
     }
@@ -174,6 +182,24 @@ fn oddities(config: &Config) -> Vec<String> {
         );
     }
     odd
+}
+
+/// Whether limits can be counted in Redis.
+#[cfg(feature = "redis")]
+fn shared_limits(redis: &Address, limits: bool) -> Finding {
+    if !limits {
+        return Fine(format!("RATE_LIMIT is off, and {redis} is not used"));
+    }
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return Odd(format!("{redis} cannot be looked at: {error}")),
+    };
+    match runtime.block_on(RedisLimits::examine(redis.clone())) {
+        Ok(()) => Fine(format!("{redis} counts for all replicas")),
+        Err(error) => Odd(format!(
+            "{redis} does not count: {error}. Check REDIS_URL and that Redis runs; without it each replica counts alone"
+        )),
+    }
 }
 
 /// What is in a MongoDB, and what in it breaks the rules.

@@ -1,7 +1,7 @@
 //! Rollcall, a real-time attendance server: configuration, command line, telemetry, lifecycle.
 //!
 //! * [`settings`] collects text from flags, the environment and `.env`; [`config`] makes validated types of it.
-//! * [`database`] chooses the adapter, [`lifecycle`] joins all to the services and serves; [`connection`], [`listener`]
+//! * [`database`] and [`limits`] choose the adapters, [`lifecycle`] joins all to the services and serves; [`connection`], [`listener`]
 //!   and [`tls`] are its HTTP side.
 //! * [`backups`] works beside the server on a schedule.
 //! * [`users`], [`copy`], [`doctor`], [`healthcheck`] are commands beside the server.
@@ -16,6 +16,7 @@ mod database;
 mod doctor;
 mod healthcheck;
 mod lifecycle;
+mod limits;
 mod listener;
 mod passwords;
 mod progress;

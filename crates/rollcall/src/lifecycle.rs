@@ -17,6 +17,7 @@ use rollcall_mail::Sender;
 use rollcall_realtime::{Hub, HubConfig, close};
 use rollcall_store_sqlite::OpenMode;
 use rustix::process::{Resource, Rlimit, Signal as Number, getrlimit, setrlimit};
+use secrecy::SecretSlice;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::{Instant, MissedTickBehavior, timeout};
 use tokio_util::sync::CancellationToken;
@@ -25,6 +26,7 @@ use tokio_util::task::TaskTracker;
 use crate::config::Config;
 use crate::database::Opened;
 use crate::healthcheck::reachable;
+use crate::limits::Limits;
 use crate::listener::Listener;
 use crate::passwords::BcryptPool;
 use crate::system::{self, SystemClock};
@@ -87,11 +89,7 @@ async fn run(config: Config, open_files: usize) -> anyhow::Result<()> {
     let sender = config.mail.clone().map(|mail| mail_sender(mail, Arc::clone(&clock))).transpose()?;
 
     let database = config.database.open(OpenMode::Serve, Arc::clone(&clock)).await?;
-    let jwt_secret = match (config.jwt_secret.clone(), config.database.file()) {
-        (Some(secret), _) => secret,
-        (None, Some(file)) => secret_file::load_or_create(&secret_file::path_for(file))?,
-        (None, None) => bail!("JWT_SECRET is not set"),
-    };
+    let jwt_secret = jwt_secret(&config)?;
     let hasher = BcryptPool::start(config.bcrypt_cost).context("no threads for hashing passwords")?;
     let mail_key = || Arc::new(MailKey::new(&jwt_secret)) as Arc<dyn MailTokens>;
     let ports = Ports {
@@ -101,6 +99,8 @@ async fn run(config: Config, open_files: usize) -> anyhow::Result<()> {
         ids: system::ids()?,
         mail_tokens: config.mail.as_ref().map(|_| mail_key()),
     };
+    let work = CancellationToken::new();
+    let limits = Limits::start(&config, &jwt_secret, &work).await;
     let services = Arc::new(Services::new(ports, config.teacher_signup.clone()));
     let bounds = HubConfig::default();
     let max_per_user = if config.limits { bounds.max_per_user } else { usize::MAX };
@@ -116,6 +116,7 @@ async fn run(config: Config, open_files: usize) -> anyhow::Result<()> {
             allowed_origins: config.allowed_origins.clone(),
             trusted_proxies: config.trusted_proxies.clone(),
             limits: config.limits,
+            shared_limits: limits.shared(),
             metrics: Some(match addresses.metrics {
                 Some(_) => MetricsRoute::Elsewhere,
                 None => MetricsRoute::LoopbackOnly(Arc::clone(&figures)),
@@ -124,7 +125,6 @@ async fn run(config: Config, open_files: usize) -> anyhow::Result<()> {
         },
     );
 
-    let work = CancellationToken::new();
     let mut feed = tokio::spawn(Arc::clone(&api).follow(work.clone()));
     let backups = match (&config.backups, config.database.file()) {
         (Some(backups), Some(file)) => {
@@ -149,7 +149,7 @@ async fn run(config: Config, open_files: usize) -> anyhow::Result<()> {
     if let Some(tls) = tls {
         tls.keep(clock, server.work.clone())?;
     }
-    announce(&config, &addresses, certificate.as_deref());
+    announce(&config, &addresses, certificate.as_deref(), &limits);
 
     let ordered = tokio::select! {
         order = orders.next() => {
@@ -193,6 +193,15 @@ async fn run(config: Config, open_files: usize) -> anyhow::Result<()> {
 /// What sends mails, with its templates tried.
 pub(crate) fn mail_sender(config: rollcall_mail::Config, clock: Arc<dyn Clock>) -> anyhow::Result<Sender> {
     Sender::new(config, clock, u64::from_ne_bytes(system::random()?)).context("mails cannot be sent")
+}
+
+/// What tokens are signed with.
+fn jwt_secret(config: &Config) -> anyhow::Result<SecretSlice<u8>> {
+    match (config.jwt_secret.clone(), config.database.file()) {
+        (Some(secret), _) => Ok(secret),
+        (None, Some(file)) => secret_file::load_or_create(&secret_file::path_for(file)),
+        (None, None) => bail!("JWT_SECRET is not set"),
+    }
 }
 
 /// Why nothing can be told to anybody any more. A new process starts with all that is committed.
@@ -297,7 +306,7 @@ async fn expire(services: Arc<Services>, max_age: Duration, work: CancellationTo
 }
 
 /// Tells on standard output what runs where. The line with the address is what scripts read.
-fn announce(config: &Config, addresses: &Addresses, certificate: Option<&Current>) {
+fn announce(config: &Config, addresses: &Addresses, certificate: Option<&Current>, limits: &Limits) {
     let address = addresses.main;
     let version = env!("CARGO_PKG_VERSION");
     let scheme = if config.tls.is_some() { "https" } else { "http" };
@@ -314,7 +323,6 @@ fn announce(config: &Config, addresses: &Addresses, certificate: Option<&Current
         TeacherSignup::Closed => "sign-up closed; `rollcall user create` makes them",
         TeacherSignup::Code(_) => "sign-up with the code",
     };
-    let limits = if config.limits { "on" } else { "off" };
     let metrics_at = match addresses.metrics {
         Some(metrics) => format!("http://{}/metrics", reachable(metrics)),
         None => format!("{scheme}://{here}/metrics, for this machine alone"),
@@ -322,7 +330,7 @@ fn announce(config: &Config, addresses: &Addresses, certificate: Option<&Current
     let redirected =
         addresses.redirect.map(|redirect| format!("  redirect  http://{redirect} to HTTPS\n")).unwrap_or_default();
     let database = &config.database;
-    tracing::info!(version, %address, scheme, %database, teachers, limits, metrics = metrics_at, "started");
+    tracing::info!(version, %address, scheme, %database, teachers, %limits, metrics = metrics_at, "started");
     let text = format!(
         "Rollcall {version} listens on {scheme}://{address}\n  \
            database  {database}\n  \

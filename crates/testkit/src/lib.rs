@@ -1,4 +1,4 @@
-//! Development only: the store conformance suite, fixtures and the spawned-server harness.
+//! Development only: the store conformance suite, fixtures, the spawned-server harness, and real servers of others.
 
 pub mod cluster;
 #[expect(clippy::unwrap_used, reason = "a case that finds nothing there fails, as it should")]
@@ -6,6 +6,9 @@ pub mod conformance;
 pub mod history;
 #[cfg(feature = "mongo")]
 pub mod mongo;
+mod obtain;
 mod python;
+pub mod redis;
 pub mod server;
 pub mod smtp;
+mod watched;

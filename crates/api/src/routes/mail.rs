@@ -57,7 +57,7 @@ fn page() -> impl IntoResponse {
 }
 
 /// Refuses who asks for too many mails, for one address or from one.
-fn limit(api: &Api, address: Option<std::net::IpAddr>, email: &str) -> Result<(), ApiError> {
+async fn limit(api: &Api, address: Option<std::net::IpAddr>, email: &str) -> Result<(), ApiError> {
     let Some(limits) = &api.limits else { return Ok(()) };
     let refused = |retry_after| {
         metrics::counter!("rollcall_mails_refused_total").increment(1);
@@ -65,9 +65,9 @@ fn limit(api: &Api, address: Option<std::net::IpAddr>, email: &str) -> Result<()
     };
     let now = api.services.clock.monotonic();
     if let Some(address) = address {
-        limits.mails_of_address.take(network(address), now).map_err(refused)?;
+        limits.mails_of_address.take(&network(address), now).await.map_err(refused)?;
     }
-    limits.mails_to.take(api.limits_key(EmailKey::of(email).as_str()), now).map_err(refused)
+    limits.mails_to.take(EmailKey::of(email).as_str(), now).await.map(drop).map_err(refused)
 }
 
 /// I forgot my password
@@ -86,7 +86,7 @@ async fn forgotten(
     Body(body): Body<EmailBody>,
 ) -> Result<(StatusCode, Json<Envelope<Nothing>>), ApiError> {
     api.services.mails.set_up()?;
-    limit(&api, address, &body.email)?;
+    limit(&api, address, &body.email).await?;
     let answer_at = tokio::time::Instant::now() + FORGOTTEN_TAKES;
     let outcome = api.services.mails.forgot_password(&body.email).await;
     tokio::time::sleep_until(answer_at).await;
@@ -128,7 +128,7 @@ async fn ask_to_confirm(
     As(member): As<Member>,
 ) -> Result<(StatusCode, Json<Envelope<ConfirmationOut>>), ApiError> {
     api.services.mails.set_up()?;
-    limit(&api, address, member.account().email.as_str())?;
+    limit(&api, address, member.account().email.as_str()).await?;
     let asked = api.services.mails.ask_to_confirm(&member).await?;
     Ok((StatusCode::ACCEPTED, ok(ConfirmationOut { email_confirmed: !asked })))
 }

@@ -48,7 +48,7 @@ async fn sign_up(
 ) -> Result<(StatusCode, Json<Envelope<UserOut>>), ApiError> {
     if let (Some(limits), Some(address)) = (&api.limits, address) {
         let now = api.services.clock.monotonic();
-        limits.signups.take(network(address), now).map_err(|retry_after| {
+        limits.signups.take(&network(address), now).await.map_err(|retry_after| {
             metrics::counter!("rollcall_signups_refused_total").increment(1);
             ApiError::TooManyRequests { retry_after }
         })?;
@@ -120,19 +120,19 @@ async fn auth_log_in(state: State<Arc<Api>>, address: ClientAddress, body: Body<
 /// that logs in at the same moment has failed at nothing yet. What is tried beyond the limit meanwhile, which the queue
 /// for hashing bounds, is made up for by a longer wait.
 async fn checked_login(api: &Api, address: Option<std::net::IpAddr>, body: LoginBody) -> Result<Account, ApiError> {
+    let now = || api.services.clock.monotonic();
+    let key = EmailKey::of(&body.email);
+    let address = address.map(network);
     let attempt = match &api.limits {
         Some(limits) => {
             let refused = |retry_after| {
                 metric::logins_refused("limit").increment(1);
                 ApiError::TooManyRequests { retry_after }
             };
-            let now = api.services.clock.monotonic();
-            if let Some(address) = address.map(network) {
-                limits.logins_of_address.check(&address, now).map_err(refused)?;
+            if let Some(address) = &address {
+                limits.logins_of_address.check(address, now()).await.map_err(refused)?;
             }
-            let account = api.limits_key(EmailKey::of(&body.email).as_str());
-            limits.logins_of_account.take(account, now).map_err(refused)?;
-            Some((limits, account))
+            Some((limits, limits.logins_of_account.take(key.as_str(), now()).await.map_err(refused)?))
         }
         None => None,
     };
@@ -140,11 +140,11 @@ async fn checked_login(api: &Api, address: Option<std::net::IpAddr>, body: Login
     match (&outcome, attempt) {
         (Err(Error::InvalidCredentials), attempt) => {
             metric::logins_refused("credentials").increment(1);
-            if let (Some((limits, _)), Some(address)) = (attempt, address.map(network)) {
-                limits.logins_of_address.charge(address, api.services.clock.monotonic());
+            if let (Some((limits, _)), Some(address)) = (attempt, &address) {
+                limits.logins_of_address.charge(address, now()).await;
             }
         }
-        (_, Some((limits, account))) => limits.logins_of_account.give_back(&account),
+        (_, Some((limits, taken))) => limits.logins_of_account.give_back(taken, key.as_str(), now()).await,
         (_, None) => {}
     }
     Ok(outcome?)

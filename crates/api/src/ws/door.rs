@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
+use rollcall_core::limit::{Limit, Step, Usage};
 use rollcall_core::policy::Member;
 use rollcall_core::service::Pending;
 use rollcall_core::session::{Command, Door as Way, OperationId};
@@ -21,7 +22,6 @@ use super::named::Named;
 use super::protocol::{self, Malformed, Request};
 use crate::Api;
 use crate::error::{log_failure, socket_text};
-use crate::limits::{Limit, Usage};
 use crate::routes::NOT_YET;
 
 /// After this time a client is told that the outcome of its command is not known yet.
@@ -62,9 +62,9 @@ impl Door {
         };
         let now = self.api.services.clock.monotonic();
         let mut speed = self.speed.lock();
-        speed.messages.take(limit, now).err()?;
+        speed.messages.count(Step::Take, limit, now).err()?;
         metrics::counter!("rollcall_messages_refused_total").increment(1);
-        Some(match speed.warnings.take(Limit::new(PATIENCE, 1, SECOND), now) {
+        Some(match speed.warnings.count(Step::Take, Limit::new(PATIENCE, 1, SECOND), now) {
             Ok(()) => answer(protocol::error("Too many messages", None)),
             Err(_) => Handled::Close(close::FLOODING),
         })

@@ -13,14 +13,14 @@ async fn limited() -> Server {
 }
 
 #[track_caller]
-fn assert_limited(answer: &Answer) {
+pub(crate) fn assert_limited(answer: &Answer) {
     let refused = answer.refused(429, "Too many requests");
     let wait: u64 = refused.headers["retry-after"].to_str().unwrap().parse().unwrap();
     assert!((1..=15 * 60).contains(&wait), "{wait} s");
 }
 
 /// The first answer of 429. A machine that took its time to use a limit up has earned a few more by then.
-async fn first_limited(from: usize, call: impl AsyncFn(usize) -> Answer) -> Answer {
+pub(crate) async fn first_limited(from: usize, call: impl AsyncFn(usize) -> Answer) -> Answer {
     for n in from..from + 50 {
         let answer = call(n).await;
         if answer.status == 429 {

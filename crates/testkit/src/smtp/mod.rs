@@ -172,7 +172,7 @@ impl MailServer {
 
 impl Running {
     fn start(options: &str) -> anyhow::Result<Self> {
-        let packages = python::packages("aiosmtpd", PACKAGES).context("aiosmtpd cannot be obtained")?;
+        let packages = python::packages("aiosmtpd", PACKAGES, &[]).context("aiosmtpd cannot be obtained")?;
         let mut python = Command::new("python3");
         python.args(["-c", PROGRAM, options]).env("PYTHONPATH", packages).env("PYTHONDONTWRITEBYTECODE", "1");
         let mut process = python.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().context("python3")?;
