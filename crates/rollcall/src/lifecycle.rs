@@ -9,12 +9,15 @@ use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
 use axum::Router;
+use rollcall_api::trace::{TracedStore, Traces};
 use rollcall_api::{Api, ApiConfig, Exposition, MetricsRoute, Secure, redirect_router};
 use rollcall_core::Clock;
 use rollcall_core::service::{Ports, Services, TeacherSignup};
+use rollcall_core::store::Store;
 use rollcall_realtime::{Hub, HubConfig, close};
 use rollcall_store_sqlite::OpenMode;
 use rustix::process::{Resource, Rlimit, Signal as Number, getrlimit, setrlimit};
+use secrecy::SecretSlice;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::{Instant, MissedTickBehavior, timeout};
 use tokio_util::sync::CancellationToken;
@@ -27,6 +30,8 @@ use crate::listener::Listener;
 use crate::passwords::BcryptPool;
 use crate::system::{self, SystemClock};
 use crate::tls::{Current, Tls};
+#[cfg(feature = "otlp")]
+use crate::traces::Exporter;
 use crate::{secret_file, telemetry};
 
 /// How long requests that are being answered may take to end when the server stops.
@@ -84,14 +89,11 @@ async fn run(config: Config, open_files: usize) -> anyhow::Result<()> {
     let tls = config.tls.as_ref().map(|source| Tls::start(source, &clock)).transpose()?;
 
     let database = config.database.open(OpenMode::Serve, Arc::clone(&clock)).await?;
-    let jwt_secret = match (config.jwt_secret.clone(), config.database.file()) {
-        (Some(secret), _) => secret,
-        (None, Some(file)) => secret_file::load_or_create(&secret_file::path_for(file))?,
-        (None, None) => bail!("JWT_SECRET is not set"),
-    };
+    let jwt_secret = jwt_secret(&config)?;
     let hasher = BcryptPool::start(config.bcrypt_cost).context("no threads for hashing passwords")?;
-    let ports =
-        Ports { store: database.store(), clock: Arc::clone(&clock), hasher: Arc::new(hasher), ids: system::ids()? };
+    let observer = Observer::start(&config, &clock)?;
+    let store = observer.around(&database);
+    let ports = Ports { store, clock: Arc::clone(&clock), hasher: Arc::new(hasher), ids: system::ids()? };
     let services = Arc::new(Services::new(ports, config.teacher_signup.clone()));
     let bounds = HubConfig::default();
     let max_per_user = if config.limits { bounds.max_per_user } else { usize::MAX };
@@ -112,6 +114,7 @@ async fn run(config: Config, open_files: usize) -> anyhow::Result<()> {
                 None => MetricsRoute::LoopbackOnly(Arc::clone(&figures)),
             }),
             tls: tls.is_some(),
+            traces: observer.traces.clone(),
         },
     );
 
@@ -176,8 +179,54 @@ async fn run(config: Config, open_files: usize) -> anyhow::Result<()> {
             let _ = backups.await;
         }
     }
+    observer.finish().await;
     tracing::info!("ended");
     outcome
+}
+
+fn jwt_secret(config: &Config) -> anyhow::Result<SecretSlice<u8>> {
+    match (config.jwt_secret.clone(), config.database.file()) {
+        (Some(secret), _) => Ok(secret),
+        (None, Some(file)) => secret_file::load_or_create(&secret_file::path_for(file)),
+        (None, None) => bail!("JWT_SECRET is not set"),
+    }
+}
+
+/// What makes spans and sends them, if a collector is named.
+struct Observer {
+    traces: Option<Arc<Traces>>,
+    #[cfg(feature = "otlp")]
+    exporter: Option<Exporter>,
+}
+
+impl Observer {
+    #[cfg(feature = "otlp")]
+    fn start(config: &Config, clock: &Arc<dyn Clock>) -> anyhow::Result<Self> {
+        let exporter = config.collector.as_ref().map(|collector| Exporter::start(collector, clock)).transpose()?;
+        Ok(Self { traces: exporter.as_ref().map(Exporter::traces), exporter })
+    }
+
+    #[cfg(not(feature = "otlp"))]
+    #[expect(clippy::unnecessary_wraps, reason = "the same as with traces")]
+    fn start(_: &Config, _: &Arc<dyn Clock>) -> anyhow::Result<Self> {
+        Ok(Self { traces: None })
+    }
+
+    /// The database's store, observed if anything is.
+    fn around(&self, database: &Opened) -> Arc<dyn Store> {
+        match &self.traces {
+            None => database.store(),
+            Some(traces) => Arc::new(TracedStore::new(database.store(), Arc::clone(traces), database.system())),
+        }
+    }
+
+    /// Sends what is left.
+    async fn finish(self) {
+        #[cfg(feature = "otlp")]
+        if let Some(exporter) = self.exporter {
+            exporter.finish().await;
+        }
+    }
 }
 
 /// Why nothing can be told to anybody any more. A new process starts with all that is committed.

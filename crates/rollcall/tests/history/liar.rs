@@ -73,6 +73,7 @@ impl Server {
             limits: false,
             metrics: None,
             tls: false,
+            traces: None,
         };
         let api = Api::new(services, Hub::new(HubConfig::default()), config);
         let stop = CancellationToken::new();
