@@ -162,7 +162,7 @@ async fn run(config: Config, open_files: usize) -> anyhow::Result<()> {
             },
             failed => failed,
         };
-        server.drain().await;
+        server.drain(observer.finish()).await;
         outcome
     };
     let outcome = tokio::select! {
@@ -179,7 +179,6 @@ async fn run(config: Config, open_files: usize) -> anyhow::Result<()> {
             let _ = backups.await;
         }
     }
-    observer.finish().await;
     tracing::info!("ended");
     outcome
 }
@@ -384,7 +383,8 @@ struct Server {
 }
 
 impl Server {
-    async fn drain(&self) {
+    /// Ends all; `observed` is what is left to do when nothing more happens.
+    async fn drain(&self, observed: impl Future<Output = ()>) {
         self.api.start_draining();
         self.stop.cancel();
         self.connections.close();
@@ -397,7 +397,8 @@ impl Server {
             tracing::warn!(sockets = self.hub.count(), "sockets are cut off that did not close in time");
         }
         self.work.cancel();
-        if timeout(CLOSE_STORE, self.database.close()).await.is_err() {
+        let (closed, ()) = tokio::join!(timeout(CLOSE_STORE, self.database.close()), observed);
+        if closed.is_err() {
             tracing::warn!("the database did not close in time; nothing that was acknowledged is lost");
         }
     }

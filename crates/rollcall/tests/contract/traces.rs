@@ -1,7 +1,7 @@
 //! Traces, as a collector gets them.
 //!
-//! The collector here speaks real HTTP and reads what comes with the messages that OpenTelemetry's makers generate. That
-//! others read the same was tried by hand, see `docs/operate.md`; in the tests nothing else is needed.
+//! The collector is one of our own, so that the tests need nothing else: it speaks real HTTP, and reads what comes with the
+//! messages that OpenTelemetry's makers generate.
 
 use std::collections::HashMap;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -13,6 +13,7 @@ use axum::body::Bytes;
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::IntoResponse;
 use axum::routing::post;
+use axum::serve::Listener;
 use opentelemetry_proto::tonic::collector::trace::v1::{
     ExportTracePartialSuccess, ExportTraceServiceRequest, ExportTraceServiceResponse,
 };
@@ -22,10 +23,15 @@ use opentelemetry_proto::tonic::trace::v1::span::SpanKind;
 use opentelemetry_proto::tonic::trace::v1::status::StatusCode as Outcome;
 use prost::Message as _;
 use reqwest::Method;
-use rollcall_testkit::server::{Builder, until};
+use rollcall_testkit::server::{Authority, Builder, until};
+use rustls::ServerConfig;
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use serde_json::{Value, json};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
 
 use crate::{Room, builder};
 
@@ -65,6 +71,10 @@ impl Collector {
     }
 
     async fn at(address: SocketAddr, mood: Mood) -> Self {
+        Self::over(TcpListener::bind(address).await.unwrap(), mood)
+    }
+
+    fn over(listener: impl Listener<Addr = SocketAddr>, mood: Mood) -> Self {
         let (mood, got) = (Arc::new(Mutex::new(mood)), Arc::<Mutex<Got>>::default());
         let (moods, gets) = (Arc::clone(&mood), Arc::clone(&got));
         let take = async move |headers: HeaderMap, body: Bytes| {
@@ -82,7 +92,6 @@ impl Collector {
             let partial_success = Some(ExportTracePartialSuccess { rejected_spans: refused, ..Default::default() });
             ExportTraceServiceResponse { partial_success }.encode_to_vec().into_response()
         };
-        let listener = TcpListener::bind(address).await.unwrap();
         let address = listener.local_addr().unwrap();
         let router = Router::new().route("/v1/traces", post(take));
         let serving = tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
@@ -111,6 +120,28 @@ impl Collector {
 impl Drop for Collector {
     fn drop(&mut self) {
         self.serving.abort();
+    }
+}
+
+/// Takes connections over TLS.
+struct Tls(TcpListener, TlsAcceptor);
+
+impl Listener for Tls {
+    type Io = TlsStream<TcpStream>;
+    type Addr = SocketAddr;
+
+    async fn accept(&mut self) -> (Self::Io, SocketAddr) {
+        loop {
+            let (stream, peer) = self.0.accept().await.unwrap();
+            // One that does not trust it goes away.
+            if let Ok(stream) = self.1.accept(stream).await {
+                return (stream, peer);
+            }
+        }
+    }
+
+    fn local_addr(&self) -> std::io::Result<SocketAddr> {
+        self.0.local_addr()
     }
 }
 
@@ -370,6 +401,37 @@ async fn a_collector_that_is_away_troubles_nobody_and_gets_all_when_it_returns()
     assert_eq!(room.server.logs().matches("spans are not taken").count(), 1, "{}", room.server.logs());
     assert_eq!(figure(&room, "rollcall_spans_dropped_total").await, 0);
     assert!(figure(&room, "rollcall_spans_exported_total").await > 3);
+}
+
+#[tokio::test]
+async fn a_collector_over_tls_has_to_be_trusted() {
+    let folder = tempfile::tempdir().unwrap();
+    let ca = folder.path().join("ca.pem");
+    let authority = Authority::new().unwrap();
+    std::fs::write(&ca, authority.pem()).unwrap();
+    let pair = authority.issue(&["127.0.0.1"]).unwrap();
+    let certificate = CertificateDer::from_pem_slice(pair.certificate.as_bytes()).unwrap();
+    let key = PrivateKeyDer::from_pem_slice(pair.key.as_bytes()).unwrap();
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let config = ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
+    let config = config.with_no_client_auth().with_single_cert(vec![certificate], key).unwrap();
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    let collector = Collector::over(Tls(listener, TlsAcceptor::from(Arc::new(config))), Mood::Takes);
+    let builder = collector.builder().env("OTEL_EXPORTER_OTLP_ENDPOINT", format!("https://{}", collector.address));
+
+    let trusting = builder.clone().env("OTEL_EXPORTER_OTLP_CERTIFICATE", ca.to_string_lossy());
+    let server = trusting.start().await.unwrap();
+    server.client().get("/health/live").await.ok();
+    collector.span("the request", |span| span.span.name == "GET /health/live").await;
+
+    let doubting = builder.start().await.unwrap();
+    doubting.client().get("/health/ready").await.ok();
+    doubting.logged("spans are not taken").await;
+    assert!(doubting.logs().contains("certificate"), "{}", doubting.logs());
+    assert!(collector.spans().iter().all(|span| span.span.name != "GET /health/ready"));
+
+    let nowhere = collector.builder().env("OTEL_EXPORTER_OTLP_CERTIFICATE", "nowhere.pem").start().await;
+    assert!(nowhere.unwrap_err().to_string().contains("OTEL_EXPORTER_OTLP_CERTIFICATE nowhere.pem cannot be used"));
 }
 
 #[tokio::test]
