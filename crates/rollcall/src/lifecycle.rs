@@ -220,6 +220,7 @@ impl Observer {
     }
 
     /// Sends what is left.
+    #[cfg_attr(not(feature = "otlp"), expect(clippy::unused_async, reason = "the same as with traces"))]
     async fn finish(self) {
         #[cfg(feature = "otlp")]
         if let Some(exporter) = self.exporter {

@@ -79,17 +79,31 @@ impl Door {
         speed.messages.take(limit, now).err()?;
         metrics::counter!("rollcall_messages_refused_total").increment(1);
         Some(match speed.warnings.take(Limit::new(PATIENCE, 1, SECOND), now) {
-            Ok(()) => answer(protocol::error("Too many messages", None)),
+            Ok(()) => answer(refused("Too many messages", None)),
             Err(_) => Handled::Close(close::FLOODING),
         })
     }
 
-    /// A command in a span of its own, which ends with the answer.
-    async fn traced(self: &Arc<Self>, traces: &Arc<Traces>, connection: Connection, text: &str) -> Handled {
+    /// Takes a message in a span of its own, which ends with the answer.
+    async fn traced(self: Arc<Self>, traces: Arc<Traces>, connection: Connection, incoming: Incoming) -> Handled {
         let span = traces.message(self.opened.as_deref().copied());
-        match span.clone().around(self.command(connection, text)).await {
+        match span.clone().around(self.take(connection, incoming)).await {
             Handled::Reply(reply) => Handled::Reply(Box::pin(span.around(reply))),
-            close @ Handled::Close(_) => close,
+            Handled::Close(close) => {
+                span.note("rollcall.outcome", "refused");
+                span.note("rollcall.refusal", close.reason);
+                Handled::Close(close)
+            }
+        }
+    }
+
+    async fn take(self: Arc<Self>, connection: Connection, incoming: Incoming) -> Handled {
+        if let Some(handled) = self.too_fast() {
+            return handled;
+        }
+        match incoming {
+            Incoming::Text(text) => self.command(connection, text.as_str()).await,
+            Incoming::Binary => answer(refused(Malformed::Format.text(), None)),
         }
     }
 
@@ -108,10 +122,7 @@ impl Door {
         // As the account is now, not as it was when the socket was opened.
         let member = match self.api.services.accounts.member(self.user, self.seat.version).await {
             Ok(member) => member,
-            Err(Error::Unauthenticated) => {
-                trace::refused(close::ACCOUNT_CHANGED.reason);
-                return Handled::Close(close::ACCOUNT_CHANGED);
-            }
+            Err(Error::Unauthenticated) => return Handled::Close(close::ACCOUNT_CHANGED),
             Err(error) => return answer(failure(&error, request_id)),
         };
         match request {
@@ -238,19 +249,10 @@ impl Door {
 
 impl Handler for Door {
     fn handle(self: Arc<Self>, connection: Connection, incoming: Incoming) -> BoxFuture<'static, Handled> {
-        async move {
-            if let Some(handled) = self.too_fast() {
-                return handled;
-            }
-            match incoming {
-                Incoming::Text(text) => match &self.api.traces {
-                    None => self.command(connection, text.as_str()).await,
-                    Some(traces) => self.traced(traces, connection, text.as_str()).await,
-                },
-                Incoming::Binary => answer(protocol::error(Malformed::Format.text(), None)),
-            }
+        match self.api.traces.clone() {
+            None => self.take(connection, incoming).boxed(),
+            Some(traces) => self.traced(traces, connection, incoming).boxed(),
         }
-        .boxed()
     }
 }
 
