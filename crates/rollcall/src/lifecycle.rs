@@ -87,11 +87,11 @@ async fn run(config: Config, open_files: usize) -> anyhow::Result<()> {
     let figures = telemetry::start_metrics(&*clock, config.database.file().cloned())?;
     let figures: Exposition = Arc::new(move || figures.show());
     let tls = config.tls.as_ref().map(|source| Tls::start(source, &clock)).transpose()?;
+    let observer = Observer::start(&config, &clock)?;
 
     let database = config.database.open(OpenMode::Serve, Arc::clone(&clock)).await?;
     let jwt_secret = jwt_secret(&config)?;
     let hasher = BcryptPool::start(config.bcrypt_cost).context("no threads for hashing passwords")?;
-    let observer = Observer::start(&config, &clock)?;
     let store = observer.around(&database);
     let ports = Ports { store, clock: Arc::clone(&clock), hasher: Arc::new(hasher), ids: system::ids()? };
     let services = Arc::new(Services::new(ports, config.teacher_signup.clone()));

@@ -98,9 +98,11 @@ impl Collector {
         Self { address, mood, got, serving }
     }
 
-    /// A server that sends its spans here.
+    /// A server that sends its spans here. It is one process, of which log and figures are looked at.
     fn builder(&self) -> Builder {
-        builder().env("OTEL_EXPORTER_OTLP_ENDPOINT", format!("http://{}", self.address))
+        builder()
+            .env("DB_URL", "sqlite://rollcall.db")
+            .env("OTEL_EXPORTER_OTLP_ENDPOINT", format!("http://{}", self.address))
     }
 
     fn requests(&self) -> usize {
