@@ -71,9 +71,15 @@ impl Api {
 
     async fn tell(self: &Arc<Self>, batch: &Batch, told: &mut Told) -> Result<(), StoreError> {
         let mut publications: Vec<Publication> = Vec::with_capacity(batch.changes.len());
+        // They end when all of the batch is with the sockets' topics.
+        let mut spans = Vec::new();
         for change in &batch.changes {
             self.services.directory.changed(change);
             if let Change::Session(change) = change {
+                if let Some(traces) = &self.traces {
+                    let SessionChange { class_id, entry, .. } = &**change;
+                    spans.extend(traces.fan_out(&entry.origin, *class_id, entry.revision.0));
+                }
                 self.apply(change, told, &mut publications).await?;
                 continue;
             }
@@ -94,6 +100,7 @@ impl Api {
             }
         }
         self.hub.publish_batch(publications);
+        drop(spans);
         Ok(())
     }
 

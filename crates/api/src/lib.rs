@@ -2,7 +2,7 @@
 //!
 //! There are two doors and one set of verbs: [`routes`] is the HTTP door, [`ws`] the WebSocket door, and both call
 //! [`rollcall_core::service`]. [`feed`] turns what the store committed into frames. [`secure`] is what browsers are told
-//! to keep to, and the way from HTTP to HTTPS.
+//! to keep to, and the way from HTTP to HTTPS. [`trace`] is what others can follow of all that.
 
 mod error;
 mod extract;
@@ -18,6 +18,7 @@ mod openapi;
 mod routes;
 mod secure;
 mod token;
+pub mod trace;
 mod ws;
 
 use std::sync::Arc;
@@ -42,6 +43,7 @@ pub use secure::{Secure, https_only_router, redirect_router};
 
 use crate::error::ApiError;
 use crate::limits::Limits;
+use crate::trace::Traces;
 
 /// What an operator can set of what clients see.
 pub struct ApiConfig {
@@ -61,6 +63,8 @@ pub struct ApiConfig {
     pub metrics: Option<MetricsRoute>,
     /// Whether every connection is TLS.
     pub tls: bool,
+    /// What makes spans, if anything does.
+    pub traces: Option<Arc<Traces>>,
 }
 
 /// Gives the figures of the process in Prometheus's text format.
@@ -87,6 +91,7 @@ pub struct Api {
     /// Commands whose sender named them: the answer to each carries its name.
     named: ws::NamedCommands,
     figures: middleware::Figures,
+    traces: Option<Arc<Traces>>,
     command_seconds: Histogram,
     following: watch::Sender<bool>,
     draining: AtomicBool,
@@ -107,6 +112,7 @@ impl Api {
             tls: config.tls,
             named: ws::NamedCommands::default(),
             figures: middleware::Figures::default(),
+            traces: config.traces,
             command_seconds: metric::command_seconds(),
             following: watch::Sender::new(false),
             draining: AtomicBool::new(false),

@@ -19,22 +19,34 @@ impl Failure {
     /// What `error` is, unless it is the client's business.
     pub(crate) fn of(error: &Error) -> Option<Self> {
         match error {
-            Error::Store(StoreError::Unavailable(_)) => Some(Self::Unavailable),
-            Error::Store(StoreError::OutcomeUnknown(_)) => Some(Self::Unknown),
-            Error::Store(StoreError::Internal(_)) | Error::Internal(_) => Some(Self::Internal),
+            Error::Store(error) => Some(Self::of_store(error)),
+            Error::Internal(_) => Some(Self::Internal),
             _ => None,
+        }
+    }
+
+    /// What an error of the store is.
+    pub(crate) fn of_store(error: &StoreError) -> Self {
+        match error {
+            StoreError::Unavailable(_) => Self::Unavailable,
+            StoreError::OutcomeUnknown(_) => Self::Unknown,
+            StoreError::Internal(_) => Self::Internal,
+        }
+    }
+
+    /// What it is called.
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Unavailable => "unavailable",
+            Self::Unknown => "unknown",
+            Self::Internal => "internal",
         }
     }
 }
 
 /// How often something failed in this way.
 pub(crate) fn failures(kind: Failure) -> Counter {
-    let kind = match kind {
-        Failure::Unavailable => "unavailable",
-        Failure::Unknown => "unknown",
-        Failure::Internal => "internal",
-    };
-    counter!("rollcall_failures_total", "kind" => kind)
+    counter!("rollcall_failures_total", "kind" => kind.as_str())
 }
 
 /// How often logins were refused for this reason.

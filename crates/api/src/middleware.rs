@@ -1,5 +1,5 @@
-//! What every call gets: an id, figures, a line in the log, and an answer even where a handler breaks. The headers that
-//! every answer has are in [`crate::secure`].
+//! What every call gets: an id, figures, a line in the log, a span where there are traces, and an answer even where a
+//! handler breaks. The headers that every answer has are in [`crate::secure`].
 
 use std::any::Any;
 use std::collections::HashMap;
@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::extract::{MatchedPath, Request};
-use axum::http::{HeaderName, HeaderValue, Method, StatusCode, header};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::Route;
 use futures_util::FutureExt;
@@ -25,6 +25,7 @@ use tracing::Span;
 
 use crate::Api;
 use crate::error::ApiError;
+use crate::trace::{self, Traces};
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// As many headers as are added here and by [`crate::secure`], and room for what hyper adds.
@@ -61,6 +62,23 @@ impl Asked {
         self.route.as_ref().map_or("none", MatchedPath::as_str)
     }
 
+    /// The request as others follow it, by OpenTelemetry's names.
+    fn trace(&self, traces: &Arc<Traces>, headers: &HeaderMap, tls: bool) -> trace::Span {
+        let method = if self.method == "other" { "_OTHER" } else { self.method };
+        let name = if self.method == "other" { "HTTP" } else { self.method };
+        let span = match &self.route {
+            Some(route) => traces.request(format!("{name} {}", route.as_str()), headers),
+            None => traces.request(name.to_owned(), headers),
+        };
+        span.note("http.request.method", method);
+        if let Some(route) = &self.route {
+            span.note("http.route", route.as_str().to_owned());
+        }
+        span.note("url.scheme", if tls { "https" } else { "http" });
+        span.note("rollcall.request.id", self.id.to_string());
+        span
+    }
+
     fn span(&self) -> Span {
         tracing::info_span!("request", id = %self.id, method = self.method, route = self.route())
     }
@@ -90,14 +108,32 @@ impl Service<Request> for Around {
             method: method_name(request.method()),
             route: request.extensions().get::<MatchedPath>().cloned(),
         };
+        let span = api.traces.as_ref().map(|traces| asked.trace(traces, request.headers(), api.tls));
         let answer = AssertUnwindSafe(self.route.call(request)).catch_unwind();
         let answer = ASKED.scope(asked.clone(), async move {
             let Ok(answer) = answer.await.unwrap_or_else(|panic| Ok(panicked(&*panic)));
             answer
         });
+        // Apart from each other: what is awaited inside of what is awaited makes a call's future larger.
+        let Some(span) = span else {
+            return Box::pin(async move {
+                let mut answer = answer.await;
+                finish(&api, &asked, &mut answer, began.elapsed());
+                Ok(answer)
+            });
+        };
         Box::pin(async move {
-            let mut answer = answer.await;
-            finish(&api, &asked, &mut answer, began.elapsed());
+            let answered = async {
+                let mut answer = answer.await;
+                finish(&api, &asked, &mut answer, began.elapsed());
+                answer
+            };
+            let answer = span.clone().around(answered).await;
+            let status = answer.status();
+            span.note("http.response.status_code", u64::from(status.as_u16()));
+            if status.is_server_error() {
+                span.fail(status.as_u16().to_string());
+            }
             Ok(answer)
         })
     }

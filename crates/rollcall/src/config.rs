@@ -9,8 +9,12 @@ use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+#[cfg(feature = "otlp")]
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Uri};
 use ipnet::IpNet;
 use jiff::{SignedDuration, Span, SpanRelativeTo};
+#[cfg(feature = "otlp")]
+use rollcall_api::trace::Sampler;
 use rollcall_core::service::TeacherSignup;
 use rollcall_mail::{Limits as MailLimits, Originator, PublicUrl, SmtpUrl};
 use secrecy::{SecretSlice, SecretString};
@@ -24,6 +28,8 @@ use crate::tls;
 #[cfg(feature = "acme")]
 use crate::tls::acme::{LETS_ENCRYPT, Order};
 use crate::tls::files::Pair;
+#[cfg(feature = "otlp")]
+use crate::traces::{Collector, PATH};
 
 /// The fewest bytes of a token secret: as many as the signature has (RFC 7518, 3.2).
 pub(crate) const SECRET_MIN_BYTES: usize = 32;
@@ -79,6 +85,9 @@ pub(crate) struct Config {
     pub mail: Option<rollcall_mail::Config>,
     /// After what time a session is finished that nobody finished.
     pub session_max_age: Duration,
+    /// Where spans are sent to; `None` is that there are none.
+    #[cfg(feature = "otlp")]
+    pub collector: Option<Collector>,
 }
 
 /// What is logged and how.
@@ -186,9 +195,15 @@ impl Config {
             drain_delay: reader.read("DRAIN_DELAY", shown, drain_delay).unwrap_or_default(),
             mail: reader.mail(),
             session_max_age: reader.read("SESSION_MAX_AGE", shown, duration).unwrap_or(DAY),
+            #[cfg(feature = "otlp")]
+            collector: reader.collector(),
         };
         #[cfg(not(feature = "redis"))]
         reader.read("REDIS_URL", shown_url, |_| Err::<(), _>("unset: this program is built without Redis".to_owned()));
+        #[cfg(not(feature = "otlp"))]
+        reader.read("OTEL_EXPORTER_OTLP_ENDPOINT", shown_url, |_| {
+            Err::<(), _>("unset: this program is built without traces".to_owned())
+        });
         let logs = reader.logs();
         if config.database.file().is_none() {
             let wanted = "the same on every replica, for example what `openssl rand -hex 32` prints once: with MongoDB \
@@ -352,6 +367,43 @@ impl<'a> Reader<'a> {
             let (value, wanted) = ("not set".to_owned(), wanted.to_owned());
             self.mistakes.push(Mistake { name, value, source: None, wanted });
         }
+    }
+
+    /// The collector. Without its address nothing else of it counts: the variables are often set for all programs.
+    #[cfg(feature = "otlp")]
+    fn collector(&mut self) -> Option<Collector> {
+        self.settings.get("OTEL_EXPORTER_OTLP_ENDPOINT")?;
+        let endpoint = self.read("OTEL_EXPORTER_OTLP_ENDPOINT", shown_url, collector);
+        self.read("OTEL_EXPORTER_OTLP_PROTOCOL", shown, |text| one_of(text, &[("http/protobuf", ())]));
+        let headers = self.read("OTEL_EXPORTER_OTLP_HEADERS", masked, headers).unwrap_or_default();
+        let ca = self.read("OTEL_EXPORTER_OTLP_CERTIFICATE", shown, path);
+        let service = self.read("OTEL_SERVICE_NAME", shown, |text| match text {
+            "" => Err("a name".to_owned()),
+            name => Ok(name.to_owned()),
+        });
+        let attributes = self.read("OTEL_RESOURCE_ATTRIBUTES", shown, |text| {
+            pairs(text).ok_or_else(|| format!("{PAIRS}, such as deployment.environment.name=school"))
+        });
+        let ratio = self.read("OTEL_TRACES_SAMPLER_ARG", shown, |text| {
+            let ratio = text.parse().ok().filter(|ratio| (0.0..=1.0).contains(ratio));
+            ratio.ok_or_else(|| "a number from 0 to 1, such as 0.01".to_owned())
+        });
+        let ratio = ratio.unwrap_or(1.0);
+        let samplers = [("always_on", 1.0), ("always_off", 0.0), ("traceidratio", ratio)];
+        let sampler = self.read("OTEL_TRACES_SAMPLER", shown, |text| {
+            let root = text.strip_prefix("parentbased_");
+            let ratio = one_of(root.unwrap_or(text), &samplers);
+            let ratio = ratio.map_err(|names| format!("{names}, or one of them after parentbased_"))?;
+            Ok(Sampler { parent_based: root.is_some(), ratio })
+        });
+        Some(Collector {
+            endpoint: endpoint?,
+            headers,
+            ca,
+            service,
+            attributes: attributes.unwrap_or_default(),
+            sampler: sampler.unwrap_or(Sampler { parent_based: true, ratio: 1.0 }),
+        })
     }
 
     fn bcrypt_cost(&mut self) -> u32 {
@@ -534,6 +586,64 @@ fn directory(text: &str) -> Result<String, String> {
     let fits =
         uri.is_some_and(|uri| uri.scheme_str() == Some("https") && uri.host().is_some_and(|host| !host.is_empty()));
     if fits { Ok(text.to_owned()) } else { Err(format!("an address under https://, such as {LETS_ENCRYPT}")) }
+}
+
+/// Where the collector takes spans.
+#[cfg(feature = "otlp")]
+fn collector(text: &str) -> Result<Uri, String> {
+    let wanted = || {
+        "an address under http:// or https:// without user, ? and #, such as http://localhost:4318; what the collector \
+         asks for goes into OTEL_EXPORTER_OTLP_HEADERS"
+            .to_owned()
+    };
+    let base = text.trim_end_matches('/');
+    let uri = format!("{base}{PATH}").parse::<Uri>().ok().filter(|_| !base.contains(['?', '#', '@']));
+    let uri = uri.filter(|uri| {
+        let port = uri.authority().and_then(|authority| authority.as_str().strip_prefix(uri.host()?));
+        let known = port.is_some_and(|port| port.is_empty() || uri.port_u16().is_some_and(|port| port != 0));
+        matches!(uri.scheme_str(), Some("http" | "https")) && known && uri.host().is_some_and(|host| !host.is_empty())
+    });
+    uri.ok_or_else(wanted)
+}
+
+#[cfg(feature = "otlp")]
+const PAIRS: &str = "name=value, separated by commas, with %2C for a comma in a value";
+
+/// A list as OpenTelemetry has it: names and values, these percent-encoded.
+#[cfg(feature = "otlp")]
+fn pairs(text: &str) -> Option<Vec<(String, String)>> {
+    let pair = |item: &str| {
+        let (name, value) = item.split_once('=')?;
+        let name = name.trim();
+        (!name.is_empty()).then_some((name.to_owned(), percent_decoded(value.trim())?))
+    };
+    text.split(',').map(str::trim).filter(|item| !item.is_empty()).map(pair).collect()
+}
+
+#[cfg(feature = "otlp")]
+fn percent_decoded(text: &str) -> Option<String> {
+    let mut parts = text.split('%');
+    let mut bytes = parts.next()?.as_bytes().to_vec();
+    for part in parts {
+        let hex = part.get(..2).filter(|hex| hex.bytes().all(|byte| byte.is_ascii_hexdigit()))?;
+        bytes.push(u8::from_str_radix(hex, 16).ok()?);
+        bytes.extend(&part.as_bytes()[2..]);
+    }
+    String::from_utf8(bytes).ok()
+}
+
+#[cfg(feature = "otlp")]
+fn headers(text: &str) -> Result<HeaderMap, String> {
+    let headers = pairs(text).and_then(|pairs| {
+        let header = |(name, value): (String, String)| {
+            let mut value = HeaderValue::from_str(&value).ok()?;
+            // Whatever shows headers does not show this one.
+            value.set_sensitive(true);
+            Some((HeaderName::from_bytes(name.as_bytes()).ok()?, value))
+        };
+        pairs.into_iter().map(header).collect()
+    });
+    headers.ok_or_else(|| format!("{PAIRS}, such as authorization=Bearer%20secret"))
 }
 
 fn secret(text: &str) -> Result<SecretSlice<u8>, String> {
@@ -913,6 +1023,65 @@ mod tests {
                 let given = [(name, *value), ("ACME_DOMAIN", "a.example")];
                 let text = Config::new(&settings(&given[..if name == "ACME_DOMAIN" { 1 } else { 2 }])).unwrap_err();
                 assert!(text.to_string().contains(&format!("\n  {name} is ")), "{value}: {text}");
+            }
+        }
+    }
+
+    #[cfg(feature = "otlp")]
+    #[test]
+    fn a_collector_needs_an_address_alone() {
+        const ENDPOINT: &str = "OTEL_EXPORTER_OTLP_ENDPOINT";
+        let all = [
+            ("OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf"),
+            ("OTEL_EXPORTER_OTLP_HEADERS", "Authorization=Bearer%20hunter2, x-a = b=c ,"),
+            ("OTEL_EXPORTER_OTLP_CERTIFICATE", "ca.pem"),
+            ("OTEL_SERVICE_NAME", "school"),
+            ("OTEL_RESOURCE_ATTRIBUTES", "a=%C3%A9,b="),
+            ("OTEL_TRACES_SAMPLER", "parentbased_traceidratio"),
+            ("OTEL_TRACES_SAMPLER_ARG", "0.25"),
+            (ENDPOINT, "https://[::1]:4318/otlp/"),
+        ];
+        assert!(config(&all[..7]).collector.is_none(), "the others alone mean nothing");
+        let collector = config(&all).collector.unwrap();
+        assert_eq!(collector.endpoint, "https://[::1]:4318/otlp/v1/traces");
+        assert_eq!((&collector.headers["authorization"], &collector.headers["x-a"]).0, "Bearer hunter2");
+        assert_eq!(collector.headers["x-a"], "b=c");
+        assert_eq!((collector.ca, collector.service.as_deref()), (Some("ca.pem".into()), Some("school")));
+        assert_eq!(collector.attributes, [("a".to_owned(), "é".to_owned()), ("b".to_owned(), String::new())]);
+        assert_eq!(collector.sampler, Sampler { parent_based: true, ratio: 0.25 });
+        assert!(!format!("{:?}", config(&all)).contains("hunter2"));
+
+        let collector = config(&[(ENDPOINT, "http://localhost:4318")]).collector.unwrap();
+        assert_eq!(collector.endpoint, "http://localhost:4318/v1/traces");
+        assert_eq!(collector.sampler, Sampler { parent_based: true, ratio: 1.0 });
+
+        for (name, values) in [
+            (
+                ENDPOINT,
+                &[
+                    "localhost:4318",
+                    "grpc://localhost:4317",
+                    "http://",
+                    "http://:4318",
+                    "http://a:0",
+                    "http://a:x",
+                    "http://a b",
+                    "http://a/?x",
+                    "http://a/#x",
+                    "https://user:hunter2@a",
+                ][..],
+            ),
+            ("OTEL_EXPORTER_OTLP_PROTOCOL", &["grpc", "http/json"]),
+            ("OTEL_EXPORTER_OTLP_HEADERS", &["hunter2", "=hunter2", "a=hunter2%2", "a=%zz", "a b=c", "a=%0A"]),
+            ("OTEL_RESOURCE_ATTRIBUTES", &["a", "a=%ff"]),
+            ("OTEL_TRACES_SAMPLER", &["sometimes", "parentbased_", "jaeger_remote"]),
+            ("OTEL_TRACES_SAMPLER_ARG", &["-0.1", "1.1", "half", "NaN"]),
+        ] {
+            for value in values {
+                let given = [(name, *value), (ENDPOINT, "http://a:4318")];
+                let given = &given[..if name == ENDPOINT { 1 } else { 2 }];
+                let text = Config::new(&settings(given)).unwrap_err().to_string();
+                assert!(text.contains(&format!("\n  {name} is ")) && !text.contains("hunter2"), "{value}: {text}");
             }
         }
     }

@@ -80,6 +80,15 @@ impl Opened {
         }
     }
 
+    /// What kind of database it is, by OpenTelemetry's names.
+    pub(crate) fn system(&self) -> &'static str {
+        match self {
+            Self::File(_) => "sqlite",
+            #[cfg(feature = "mongodb")]
+            Self::Mongo(_) => "mongodb",
+        }
+    }
+
     /// Finishes what was asked for so far, refuses the rest, and lets go of it.
     pub(crate) async fn close(&self) {
         match self {

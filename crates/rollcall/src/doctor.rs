@@ -159,6 +159,14 @@ fn oddities(config: &Config) -> Vec<String> {
                 .to_owned(),
         );
     }
+    #[cfg(feature = "otlp")]
+    if config.collector.as_ref().is_some_and(|collector| collector.endpoint.port_u16() == Some(4317)) {
+        odd.push(
+            "OTEL_EXPORTER_OTLP_ENDPOINT has the port 4317, where collectors speak gRPC. What is spoken here is \
+             http/protobuf, at port 4318"
+                .to_owned(),
+        );
+    }
     if !config.limits {
         odd.push("RATE_LIMIT is off: passwords can be guessed at full speed".to_owned());
     }

@@ -6,6 +6,7 @@
 //! * [`backups`] works beside the server on a schedule.
 //! * [`users`], [`copy`], [`doctor`], [`healthcheck`] are commands beside the server.
 //! * [`passwords`], [`system`], [`secret_file`], [`progress`], [`telemetry`] are what the operating system is asked for.
+//! * `traces` tells a collector what `rollcall_api::trace` made, over `http_client`.
 
 mod backups;
 mod cli;
@@ -15,6 +16,8 @@ mod copy;
 mod database;
 mod doctor;
 mod healthcheck;
+#[cfg(any(feature = "acme", feature = "otlp"))]
+mod http_client;
 mod lifecycle;
 mod limits;
 mod listener;
@@ -25,6 +28,8 @@ mod settings;
 mod system;
 mod telemetry;
 mod tls;
+#[cfg(feature = "otlp")]
+mod traces;
 mod users;
 
 use std::ffi::OsString;

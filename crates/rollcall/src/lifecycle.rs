@@ -9,10 +9,12 @@ use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
 use axum::Router;
+use rollcall_api::trace::{TracedStore, Traces};
 use rollcall_api::{Api, ApiConfig, Exposition, MailKey, MetricsRoute, Secure, redirect_router};
 use rollcall_core::Clock;
 use rollcall_core::mail::MailTokens;
 use rollcall_core::service::{Ports, Services, TeacherSignup};
+use rollcall_core::store::Store;
 use rollcall_mail::Sender;
 use rollcall_realtime::{Hub, HubConfig, close};
 use rollcall_store_sqlite::OpenMode;
@@ -31,6 +33,8 @@ use crate::listener::Listener;
 use crate::passwords::BcryptPool;
 use crate::system::{self, SystemClock};
 use crate::tls::{Current, Tls};
+#[cfg(feature = "otlp")]
+use crate::traces::Exporter;
 use crate::{secret_file, telemetry};
 
 /// How long requests that are being answered may take to end when the server stops.
@@ -87,13 +91,14 @@ async fn run(config: Config, open_files: usize) -> anyhow::Result<()> {
     let figures: Exposition = Arc::new(move || figures.show());
     let tls = config.tls.as_ref().map(|source| Tls::start(source, &clock)).transpose()?;
     let sender = config.mail.clone().map(|mail| mail_sender(mail, Arc::clone(&clock))).transpose()?;
+    let observer = Observer::start(&config, &clock)?;
 
     let database = config.database.open(OpenMode::Serve, Arc::clone(&clock)).await?;
     let jwt_secret = jwt_secret(&config)?;
     let hasher = BcryptPool::start(config.bcrypt_cost).context("no threads for hashing passwords")?;
     let mail_key = || Arc::new(MailKey::new(&jwt_secret)) as Arc<dyn MailTokens>;
     let ports = Ports {
-        store: database.store(),
+        store: observer.around(&database),
         clock: Arc::clone(&clock),
         hasher: Arc::new(hasher),
         ids: system::ids()?,
@@ -122,6 +127,7 @@ async fn run(config: Config, open_files: usize) -> anyhow::Result<()> {
                 None => MetricsRoute::LoopbackOnly(Arc::clone(&figures)),
             }),
             tls: tls.is_some(),
+            traces: observer.traces.clone(),
         },
     );
 
@@ -169,7 +175,7 @@ async fn run(config: Config, open_files: usize) -> anyhow::Result<()> {
             },
             failed => failed,
         };
-        server.drain().await;
+        server.drain(observer.finish()).await;
         outcome
     };
     let outcome = tokio::select! {
@@ -201,6 +207,44 @@ fn jwt_secret(config: &Config) -> anyhow::Result<SecretSlice<u8>> {
         (Some(secret), _) => Ok(secret),
         (None, Some(file)) => secret_file::load_or_create(&secret_file::path_for(file)),
         (None, None) => bail!("JWT_SECRET is not set"),
+    }
+}
+
+/// What makes spans and sends them, if a collector is named.
+struct Observer {
+    traces: Option<Arc<Traces>>,
+    #[cfg(feature = "otlp")]
+    exporter: Option<Exporter>,
+}
+
+impl Observer {
+    #[cfg(feature = "otlp")]
+    fn start(config: &Config, clock: &Arc<dyn Clock>) -> anyhow::Result<Self> {
+        let exporter = config.collector.as_ref().map(|collector| Exporter::start(collector, clock)).transpose()?;
+        Ok(Self { traces: exporter.as_ref().map(Exporter::traces), exporter })
+    }
+
+    #[cfg(not(feature = "otlp"))]
+    #[expect(clippy::unnecessary_wraps, reason = "the same as with traces")]
+    fn start(_: &Config, _: &Arc<dyn Clock>) -> anyhow::Result<Self> {
+        Ok(Self { traces: None })
+    }
+
+    /// The database's store, observed if anything is.
+    fn around(&self, database: &Opened) -> Arc<dyn Store> {
+        match &self.traces {
+            None => database.store(),
+            Some(traces) => Arc::new(TracedStore::new(database.store(), Arc::clone(traces), database.system())),
+        }
+    }
+
+    /// Sends what is left.
+    #[cfg_attr(not(feature = "otlp"), expect(clippy::unused_async, reason = "the same as with traces"))]
+    async fn finish(self) {
+        #[cfg(feature = "otlp")]
+        if let Some(exporter) = self.exporter {
+            exporter.finish().await;
+        }
     }
 }
 
@@ -358,7 +402,8 @@ struct Server {
 }
 
 impl Server {
-    async fn drain(&self) {
+    /// Ends all; `observed` is what is left to do when nothing more happens.
+    async fn drain(&self, observed: impl Future<Output = ()>) {
         self.api.start_draining();
         self.stop.cancel();
         self.connections.close();
@@ -371,7 +416,8 @@ impl Server {
             tracing::warn!(sockets = self.hub.count(), "sockets are cut off that did not close in time");
         }
         self.work.cancel();
-        if timeout(CLOSE_STORE, self.database.close()).await.is_err() {
+        let (closed, ()) = tokio::join!(timeout(CLOSE_STORE, self.database.close()), observed);
+        if closed.is_err() {
             tracing::warn!("the database did not close in time; nothing that was acknowledged is lost");
         }
     }

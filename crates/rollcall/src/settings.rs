@@ -27,6 +27,7 @@ const TLS: &str = "TLS";
 const ACCOUNTS: &str = "Accounts and sessions";
 const MAIL: &str = "E-mail";
 const LOGS: &str = "Logs and metrics";
+const TRACES: &str = "Traces, for OpenTelemetry";
 
 /// All settings, in the order of the help.
 pub(crate) const SETTINGS: &[Setting] = &[
@@ -354,6 +355,83 @@ pub(crate) const SETTINGS: &[Setting] = &[
         default: "on LISTEN_ADDR, for this machine alone",
         help: "Where /metrics is served, for Prometheus",
         more: "An address of its own, such as 127.0.0.1:9000. Whoever can reach it can read it.",
+    },
+    Setting {
+        env: "OTEL_EXPORTER_OTLP_ENDPOINT",
+        flag: "otel-exporter-otlp-endpoint",
+        value: "URL",
+        heading: TRACES,
+        default: "none, and no traces",
+        help: "Where the collector is that spans are sent to",
+        more: "Such as http://localhost:4318: http:// or https://, to which /v1/traces is added. Without it the other \
+               settings of this part mean nothing. A collector that is away or slow troubles nobody: spans that do not \
+               fit any more are dropped and counted.",
+    },
+    Setting {
+        env: "OTEL_EXPORTER_OTLP_PROTOCOL",
+        flag: "otel-exporter-otlp-protocol",
+        value: "http/protobuf",
+        heading: TRACES,
+        default: "http/protobuf",
+        help: "What is spoken to the collector",
+        more: "There is no other: this is here so that grpc, where it is set for all programs, is not taken for granted.",
+    },
+    Setting {
+        env: "OTEL_EXPORTER_OTLP_HEADERS",
+        flag: "otel-exporter-otlp-headers",
+        value: "LIST",
+        heading: TRACES,
+        default: "none",
+        help: "Headers for the collector, such as who asks",
+        more: "name=value, separated by commas, values percent-encoded: authorization=Bearer%20secret. Prefer the \
+               environment to the flag: other users of the machine can see flags.",
+    },
+    Setting {
+        env: "OTEL_EXPORTER_OTLP_CERTIFICATE",
+        flag: "otel-exporter-otlp-certificate",
+        value: "FILE",
+        heading: TRACES,
+        default: "whom browsers trust",
+        help: "Whom to trust when the collector is asked over https://: a PEM file",
+        more: "For a collector of your own, whose certificate browsers do not know.",
+    },
+    Setting {
+        env: "OTEL_SERVICE_NAME",
+        flag: "otel-service-name",
+        value: "NAME",
+        heading: TRACES,
+        default: "rollcall",
+        help: "What the server is called in traces",
+        more: "It is the attribute service.name of all spans.",
+    },
+    Setting {
+        env: "OTEL_RESOURCE_ATTRIBUTES",
+        flag: "otel-resource-attributes",
+        value: "LIST",
+        heading: TRACES,
+        default: "none",
+        help: "What else is known of the server in traces",
+        more: "name=value, separated by commas, values percent-encoded: deployment.environment.name=school.",
+    },
+    Setting {
+        env: "OTEL_TRACES_SAMPLER",
+        flag: "otel-traces-sampler",
+        value: "NAME",
+        heading: TRACES,
+        default: "parentbased_always_on",
+        help: "Which traces are recorded",
+        more: "always_on, always_off or traceidratio; or the same after parentbased_, where a trace that began elsewhere \
+               (traceparent) is recorded if it is there. Anybody can send a traceparent: without parentbased_ it does \
+               not count.",
+    },
+    Setting {
+        env: "OTEL_TRACES_SAMPLER_ARG",
+        flag: "otel-traces-sampler-arg",
+        value: "NUMBER",
+        heading: TRACES,
+        default: "1.0",
+        help: "For traceidratio: the part of all traces that is recorded",
+        more: "From 0 to 1: 0.01 is one of a hundred.",
     },
 ];
 

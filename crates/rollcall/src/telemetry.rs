@@ -1,16 +1,20 @@
 //! Logs to standard error, and what `/metrics` shows: the figures that were recorded, and the process's own, which are
 //! read when they are asked for.
 
-use std::fmt::{Display, Write as _};
+use std::fmt::{self, Display, Write as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
+use rollcall_api::trace::SpanContext;
 use rollcall_core::Clock;
 use rustix::process::{Resource, getrlimit};
-use tracing::{Level, Metadata};
+use tracing::{Event, Level, Metadata, Subscriber};
 use tracing_subscriber::filter::filter_fn;
+use tracing_subscriber::fmt::format::{Format, Json, Writer};
+use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields, format};
 use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{Layer, Registry};
 
@@ -33,7 +37,7 @@ pub(crate) fn start_logs(logs: Logs) {
             let colour = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());
             lines.with_ansi(colour).boxed()
         }
-        LogFormat::Json => lines.json().flatten_event(true).boxed(),
+        LogFormat::Json => lines.json().event_format(WithTrace(format().json().flatten_event(true))).boxed(),
     };
     let lines = lines.with_filter(logs.filter).with_filter(filter_fn(may_be_logged));
     if tracing_subscriber::registry().with(lines).try_init().is_ok() {
@@ -44,6 +48,27 @@ pub(crate) fn start_logs(logs: Logs) {
             let backtrace = std::backtrace::Backtrace::capture();
             tracing::error!(at, why, %backtrace, "a task panicked; this is a defect in Rollcall");
         }));
+    }
+}
+
+/// Lines of JSON, which name the trace that they belong to, if there is one, as OpenTelemetry asks for it.
+struct WithTrace(Format<Json>);
+
+impl<S, N> FormatEvent<S, N> for WithTrace
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    N: for<'a> FormatFields<'a> + 'static,
+{
+    fn format_event(&self, context: &FmtContext<'_, S, N>, mut out: Writer<'_>, event: &Event<'_>) -> fmt::Result {
+        let Some(SpanContext { trace_id, span_id, .. }) = rollcall_api::trace::current() else {
+            return self.0.format_event(context, out, event);
+        };
+        let mut line = String::new();
+        self.0.format_event(context, Writer::new(&mut line), event)?;
+        match line.strip_prefix('{') {
+            Some(rest) => write!(out, r#"{{"trace_id":"{trace_id:032x}","span_id":"{span_id:016x}",{rest}"#),
+            None => out.write_str(&line),
+        }
     }
 }
 

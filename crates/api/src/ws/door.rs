@@ -23,6 +23,7 @@ use super::protocol::{self, Malformed, Request};
 use crate::Api;
 use crate::error::{log_failure, socket_text};
 use crate::routes::NOT_YET;
+use crate::trace::{self, SpanContext, Traces};
 
 /// After this time a client is told that the outcome of its command is not known yet.
 const UNKNOWN_AFTER: Duration = Duration::from_secs(5);
@@ -44,13 +45,26 @@ pub(super) struct Door {
     user: UserId,
     seat: Seat,
     address: Option<IpAddr>,
+    /// The span of the request that opened the socket. Boxed: idle sockets must not pay for it.
+    opened: Option<Box<SpanContext>>,
     speed: Mutex<Speed>,
 }
 
 impl Door {
-    /// The door for a connection of an admitted account, which came from `address`.
-    pub(super) fn new(api: Arc<Api>, user: UserId, seat: Seat, address: Option<IpAddr>) -> Self {
-        Self { api, user, seat, address, speed: Mutex::default() }
+    /// The door for a connection of an admitted account, which came from `address` and was opened in the span `opened`.
+    pub(super) fn new(
+        api: Arc<Api>,
+        user: UserId,
+        seat: Seat,
+        address: Option<IpAddr>,
+        opened: Option<Box<SpanContext>>,
+    ) -> Self {
+        Self { api, user, seat, address, opened, speed: Mutex::default() }
+    }
+
+    /// Whose connection it is.
+    pub(super) fn user(&self) -> UserId {
+        self.user
     }
 
     /// What to do with a client that sends too fast, if it does.
@@ -65,9 +79,32 @@ impl Door {
         speed.messages.count(Step::Take, limit, now).err()?;
         metrics::counter!("rollcall_messages_refused_total").increment(1);
         Some(match speed.warnings.count(Step::Take, Limit::new(PATIENCE, 1, SECOND), now) {
-            Ok(()) => answer(protocol::error("Too many messages", None)),
+            Ok(()) => answer(refused("Too many messages", None)),
             Err(_) => Handled::Close(close::FLOODING),
         })
+    }
+
+    /// Takes a message in a span of its own, which ends with the answer.
+    async fn traced(self: Arc<Self>, traces: Arc<Traces>, connection: Connection, incoming: Incoming) -> Handled {
+        let span = traces.message(self.opened.as_deref().copied());
+        match span.clone().around(self.take(connection, incoming)).await {
+            Handled::Reply(reply) => Handled::Reply(Box::pin(span.around(reply))),
+            Handled::Close(close) => {
+                span.note("rollcall.outcome", "refused");
+                span.note("rollcall.refusal", close.reason);
+                Handled::Close(close)
+            }
+        }
+    }
+
+    async fn take(self: Arc<Self>, connection: Connection, incoming: Incoming) -> Handled {
+        if let Some(handled) = self.too_fast() {
+            return handled;
+        }
+        match incoming {
+            Incoming::Text(text) => self.command(connection, text.as_str()).await,
+            Incoming::Binary => answer(refused(Malformed::Format.text(), None)),
+        }
     }
 
     async fn command(self: &Arc<Self>, connection: Connection, text: &str) -> Handled {
@@ -75,12 +112,13 @@ impl Door {
         let request_id = frame.request_id.as_ref();
         let operation = match frame.operation() {
             Ok(operation) => operation,
-            Err(malformed) => return answer(protocol::error(malformed.text(), None)),
+            Err(malformed) => return answer(refused(malformed.text(), None)),
         };
         let request = match &frame.request {
             Ok(request) => request,
-            Err(malformed) => return answer(protocol::error(malformed.text(), request_id)),
+            Err(malformed) => return answer(refused(malformed.text(), request_id)),
         };
+        trace::event(request.event());
         // As the account is now, not as it was when the socket was opened.
         let member = match self.api.services.accounts.member(self.user, self.seat.version).await {
             Ok(member) => member,
@@ -104,11 +142,11 @@ impl Door {
     ) -> Handled {
         let request_id = frame.request_id.as_ref();
         let Ok(teacher) = member.teacher() else {
-            return answer(protocol::error("Forbidden, teacher event only", request_id));
+            return answer(refused("Forbidden, teacher event only", request_id));
         };
         let (command, class) = match command(frame) {
             Ok(command) => command,
-            Err(malformed) => return answer(protocol::error(malformed.text(), request_id)),
+            Err(malformed) => return answer(refused(malformed.text(), request_id)),
         };
         let attendance = &self.api.services.attendance;
         let origin = attendance.origin(self.user, Way::WebSocket, self.address, operation);
@@ -155,10 +193,16 @@ impl Door {
         match outcome {
             Ok(committed) => {
                 let change = &committed.change;
+                trace::class(change.class_id);
+                trace::note("rollcall.revision", change.entry.revision.0);
+                trace::outcome(if committed.repeated { "repeated" } else { "done" });
                 self.reached(connection, change.class_id, change.entry.revision.0).await;
                 named.as_ref()?.answer(change)
             }
-            Err(_) if is_told() => None,
+            Err(_) if is_told() => {
+                trace::outcome("done");
+                None
+            }
             Err(error) => {
                 if let Some(seen) = error.seen() {
                     self.reached(connection, seen.class_id, seen.revision.0).await;
@@ -171,17 +215,19 @@ impl Door {
     fn own_mark(self: &Arc<Self>, connection: Connection, member: &Member, frame: &protocol::Incoming) -> Handled {
         let request_id = frame.request_id.clone();
         let Ok(student) = member.student() else {
-            return answer(protocol::error("Forbidden, student event only", request_id.as_ref()));
+            return answer(refused("Forbidden, student event only", request_id.as_ref()));
         };
         let class = match frame.class() {
             Ok(class) => class,
-            Err(malformed) => return answer(protocol::error(malformed.text(), request_id.as_ref())),
+            Err(malformed) => return answer(refused(malformed.text(), request_id.as_ref())),
         };
         let door = Arc::clone(self);
         Handled::Reply(Box::pin(async move {
             let request_id = request_id.as_ref();
             match door.api.services.attendance.own_mark(student, class).await {
                 Ok((seen, status)) => {
+                    trace::class(seen.class_id);
+                    trace::outcome("done");
                     door.reached(&connection, seen.class_id, seen.revision.0).await;
                     let status = status.map_or(NOT_YET, rollcall_core::session::Status::as_str);
                     Some(protocol::own_status(seen.class_id, seen.revision.0, status, request_id))
@@ -203,16 +249,10 @@ impl Door {
 
 impl Handler for Door {
     fn handle(self: Arc<Self>, connection: Connection, incoming: Incoming) -> BoxFuture<'static, Handled> {
-        async move {
-            if let Some(handled) = self.too_fast() {
-                return handled;
-            }
-            match incoming {
-                Incoming::Text(text) => self.command(connection, text.as_str()).await,
-                Incoming::Binary => answer(protocol::error(Malformed::Format.text(), None)),
-            }
+        match self.api.traces.clone() {
+            None => self.take(connection, incoming).boxed(),
+            Some(traces) => self.traced(traces, connection, incoming).boxed(),
         }
-        .boxed()
     }
 }
 
@@ -235,7 +275,13 @@ fn answer(frame: Frame) -> Handled {
     Handled::Reply(Box::pin(std::future::ready(Some(frame))))
 }
 
+fn refused(text: &'static str, request_id: Option<&Value>) -> Frame {
+    trace::refused(text);
+    protocol::error(text, request_id)
+}
+
 fn failure(error: &Error, request_id: Option<&Value>) -> Frame {
     log_failure(error);
+    trace::failed(error);
     protocol::error(socket_text(error), request_id)
 }

@@ -5,7 +5,6 @@ mod named;
 pub(crate) mod protocol;
 
 use std::collections::{HashMap, HashSet};
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -33,6 +32,7 @@ use crate::Api;
 use crate::error::{ApiError, Detail, ErrorBody, log_failure, socket_text};
 use crate::extract::ClientAddress;
 use crate::token::Bearer;
+use crate::trace;
 
 /// The subprotocol under which a token can come.
 const BEARER: &str = "bearer";
@@ -173,7 +173,8 @@ async fn open(
     let config = SocketConfig { expires_in: Some(remaining(bearer, now)), ..SocketConfig::default() };
     let mut missed = Missed::of(since);
     join(&api, &registration, user, seat.role, &mut missed).await?;
-    Ok(upgrade.on_upgrade(move |socket| serve(api, socket, registration, user, seat, address, missed, config)))
+    let door = Door::new(Arc::clone(&api), user, seat, address, trace::current().map(Box::new));
+    Ok(upgrade.on_upgrade(move |socket| serve(api, socket, registration, door, missed, config)))
 }
 
 /// How long the token is still good. Sockets end with it to the second; a new one can be opened before.
@@ -226,14 +227,11 @@ impl Missed {
     }
 }
 
-#[expect(clippy::too_many_arguments, reason = "everything that a socket lives on, handed over once")]
 async fn serve(
     api: Arc<Api>,
     socket: Socket,
     registration: Registration,
-    user: UserId,
-    seat: Seat,
-    address: Option<IpAddr>,
+    door: Door,
     missed: Missed,
     config: SocketConfig,
 ) {
@@ -241,8 +239,8 @@ async fn serve(
     if missed.unreadable {
         connection.send(protocol::error("Invalid message format", None));
     }
-    let door = Arc::new(Door::new(Arc::clone(&api), user, seat, address));
-    let actor = rollcall_realtime::run(socket, registration, door, config);
+    let user = door.user();
+    let actor = rollcall_realtime::run(socket, registration, Arc::new(door), config);
     if missed.since.is_empty() {
         actor.await;
     } else {

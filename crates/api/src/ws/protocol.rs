@@ -22,6 +22,18 @@ pub(crate) enum Request {
     MyAttendance,
 }
 
+impl Request {
+    /// The event's name.
+    pub(crate) const fn event(&self) -> &'static str {
+        match self {
+            Self::Mark => "ATTENDANCE_MARKED",
+            Self::Summary => "TODAY_SUMMARY",
+            Self::Done => "DONE",
+            Self::MyAttendance => "MY_ATTENDANCE",
+        }
+    }
+}
+
 /// A client's frame.
 #[derive(Debug)]
 pub(crate) struct Incoming {

@@ -14,10 +14,7 @@ use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail, ensure};
 use axum::body::Bytes;
-use axum::http::header::HOST;
-use axum::http::{HeaderValue, Request, Uri};
-use http_body_util::{BodyExt, Limited};
-use hyper_util::rt::TokioIo;
+use axum::http::Request;
 use instant_acme::{
     Account, AccountCredentials, AuthorizationStatus, BodyWrapper, BytesResponse, ChallengeType, Error, HttpClient,
     Identifier, NewAccount, NewOrder, OrderStatus, RetryPolicy,
@@ -25,17 +22,15 @@ use instant_acme::{
 use parking_lot::RwLock;
 use rcgen::{CertificateParams, CustomExtension, DistinguishedName, KeyPair};
 use rollcall_core::{Clock, Timestamp};
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::ClientConfig;
+use rustls::pki_types::PrivateKeyDer;
 use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
-use rustls::{ClientConfig, RootCertStore};
 use secrecy::{ExposeSecret, SecretString};
-use tokio::net::TcpStream;
-use tokio_rustls::TlsConnector;
 use tokio_util::sync::CancellationToken;
 
 use super::{Certificate, Current, Standing};
+use crate::http_client;
 
 /// Where an account and certificates are asked for unless the operator names another server.
 pub(crate) const LETS_ENCRYPT: &str = "https://acme-v02.api.letsencrypt.org/directory";
@@ -110,7 +105,7 @@ impl Keeper {
             .mode(0o700)
             .create(&folder)
             .with_context(|| format!("certificates cannot be kept in {}", folder.display()))?;
-        let http = client(order.ca.as_deref())?;
+        let http = http_client::trust("ACME_CA", order.ca.as_deref())?;
         match order.kept() {
             Ok(Some(certificate)) => current.set(certificate, &*clock),
             Ok(None) => tracing::info!(domains = order.domains.join(", "), "there is no certificate yet"),
@@ -337,29 +332,6 @@ impl Drop for Shown<'_> {
     }
 }
 
-/// Trusts those in the file, or those whom browsers trust.
-fn client(ca: Option<&Path>) -> anyhow::Result<Arc<ClientConfig>> {
-    let mut roots = RootCertStore::empty();
-    match ca {
-        None => roots.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned()),
-        Some(path) => {
-            let unusable = || format!("ACME_CA {} cannot be used", path.display());
-            let pem = std::fs::read(path).with_context(unusable)?;
-            for certificate in CertificateDer::pem_slice_iter(&pem) {
-                roots.add(certificate.with_context(unusable)?).with_context(unusable)?;
-            }
-            ensure!(!roots.is_empty(), "{}: there is no certificate in it", unusable());
-        }
-    }
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let config = ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .context("TLS cannot be configured")?
-        .with_root_certificates(roots)
-        .with_no_client_auth();
-    Ok(Arc::new(config))
-}
-
 /// HTTPS to the ACME server. A connection for each request: there are some twenty in two months.
 struct Https(Arc<ClientConfig>);
 
@@ -378,21 +350,11 @@ impl HttpClient for Https {
     }
 }
 
-async fn ask(config: Arc<ClientConfig>, mut request: Request<BodyWrapper<Bytes>>) -> anyhow::Result<BytesResponse> {
-    let uri = request.uri().clone();
+async fn ask(config: Arc<ClientConfig>, request: Request<BodyWrapper<Bytes>>) -> anyhow::Result<BytesResponse> {
+    let uri = request.uri();
     ensure!(uri.scheme_str() == Some("https"), "{uri} is no address under https://");
-    let authority = uri.authority().context("an address without a host")?;
-    let name = authority.host().trim_start_matches('[').trim_end_matches(']').to_owned();
-    let stream = TcpStream::connect((name.as_str(), authority.port_u16().unwrap_or(443))).await?;
-    let stream = TlsConnector::from(config).connect(ServerName::try_from(name)?, stream).await?;
-    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
-    // It ends with the answer, since nothing else is asked.
-    tokio::spawn(connection);
-    request.headers_mut().insert(HOST, HeaderValue::from_str(authority.as_str())?);
-    *request.uri_mut() = Uri::from(uri.path_and_query().cloned().context("an address without a path")?);
-    let (parts, body) = sender.send_request(request).await?.into_parts();
-    let body = Limited::new(body, MAX_ANSWER).collect().await.map_err(|error| anyhow!(error))?;
-    Ok(BytesResponse { parts, body: Box::new(body.to_bytes()) })
+    let (parts, body) = http_client::ask(config, request, MAX_ANSWER).await?.into_parts();
+    Ok(BytesResponse { parts, body: Box::new(body) })
 }
 
 #[cfg(test)]
@@ -433,16 +395,5 @@ mod tests {
     fn it_is_tried_again_less_and_less_often() {
         let minutes: Vec<_> = [0, 1, 2, 3, 7, 8, 40, u32::MAX].map(|n| retry_after(n).as_secs() / 60).into();
         assert_eq!(minutes, [2, 4, 8, 16, 256, 360, 360, 360]);
-    }
-
-    #[test]
-    fn whom_to_trust_is_read_at_the_start() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("ca.pem");
-        let told = |path: &Path| format!("{:#}", client(Some(path)).map(drop).unwrap_err());
-        assert!(told(&path).contains("ACME_CA") && told(&path).contains("No such file"));
-        std::fs::write(&path, "nothing").unwrap();
-        assert!(told(&path).contains("there is no certificate in it"));
-        assert!(client(None).is_ok());
     }
 }

@@ -26,6 +26,7 @@ async fn bad_values_stop_the_start_with_their_names() {
         ("METRICS_ADDR", "x", "METRICS_ADDR"),
         ("SESSION_MAX_AGE", "-1h", "-1h"),
         ("LOG_FORMAT", "xml", "xml"),
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", "localhost:4318", "http://localhost:4318"),
     ];
     for (name, value, shown) in cases {
         let error = builder().env(name, value).start().await.unwrap_err().to_string();

@@ -31,6 +31,8 @@ mod socket;
 mod student;
 mod tls;
 mod token;
+#[cfg(feature = "otlp")]
+mod traces;
 
 use rollcall_testkit::server::{Builder, Class, Client, Person, Server};
 use serde_json::Value;

@@ -81,6 +81,7 @@ impl Server {
             shared_limits: None,
             metrics: None,
             tls: false,
+            traces: None,
         };
         let api = Api::new(services, Hub::new(HubConfig::default()), config);
         let stop = CancellationToken::new();
