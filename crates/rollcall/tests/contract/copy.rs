@@ -3,16 +3,19 @@
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::time::Duration;
 
 use rollcall_core::class::{Class, ClassName, ClassWithStudents};
+use rollcall_core::mail::{Reason as MailReason, StoredMail, TokenHash};
 use rollcall_core::record::Record;
 use rollcall_core::session::{
     Actor, Counts, Door, Event, LogEntry, Mark, OperationId, Origin, Reason, Revision, SessionInfo, SessionState,
     Status,
 };
+use rollcall_core::store::Absences;
 use rollcall_core::transfer::{EarlierRecord, Item, Marker, Part, Progress, State, Transfer as _, WholeSession};
 use rollcall_core::user::{Account, Email, PasswordHash, PersonName, Role};
-use rollcall_core::{ClassId, ObjectId, SessionId, Timestamp, UserId};
+use rollcall_core::{ClassId, MailId, ObjectId, SessionId, Timestamp, UserId};
 use rollcall_store_sqlite::SqliteTransfer;
 use rollcall_testkit::server::until;
 use rusqlite::Connection;
@@ -216,6 +219,24 @@ fn session(number: u32, class: u32, first: u64, students: &[u32], open: bool) ->
     Item::Session(WholeSession { info, log, marks, records })
 }
 
+/// A mail; of three numbers in a row each is of another kind.
+fn mail(number: u32) -> Item {
+    let (class_id, session_id) = (ClassId(id(2, 0)), SessionId(id(3, 0)));
+    let queued_at = Timestamp::from_millis(1_700_000_200_000 + i64::from(number));
+    let reasons = [MailReason::ConfirmEmail, MailReason::ResetPassword, MailReason::Absence { class_id, session_id }];
+    let mut hash = [5; 32];
+    hash[..4].copy_from_slice(&number.to_be_bytes());
+    Item::Mail(StoredMail {
+        id: MailId(id(5, number)),
+        to: user(number),
+        reason: reasons[number as usize % 3],
+        token: number.is_multiple_of(2).then(|| TokenHash::from_bytes(hash)),
+        queued_at,
+        due_at: (!number.is_multiple_of(5)).then(|| queued_at.after(Duration::from_secs(1))),
+        attempts: number % 4,
+    })
+}
+
 /// A school of everything that a database can hold, of so many people.
 fn school(people: u32) -> Vec<Item> {
     let mut items: Vec<_> = (0..people).map(account).collect();
@@ -242,6 +263,10 @@ fn school(people: u32) -> Vec<Item> {
     items.extend((0..people / 2).map(|number| {
         let (class_id, student_id) = (ClassId(id(2, number % 50)), user(number));
         Item::EarlierRecord(EarlierRecord { id: id(4, number), class_id, student_id, status: Status::Late })
+    }));
+    items.extend((0..people / 4).map(mail));
+    items.extend((0..classes).map(|number| {
+        Item::Absences(Absences { session_id: SessionId(id(3, number)), class_id: ClassId(id(2, number)) })
     }));
     items
 }

@@ -1,12 +1,14 @@
 //! Limits that replicas share in Redis, and what becomes of them without it.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use reqwest::Method;
 use rollcall_testkit::redis::Redis;
 use rollcall_testkit::server::{Answer, Authority, PATIENCE, Server};
 use serde_json::json;
 use tempfile::TempDir;
+use tokio::time::timeout;
 
 use crate::builder;
 use crate::limits::{assert_limited, first_limited};
@@ -43,14 +45,19 @@ async fn figure(server: &Server, name: &str) -> Option<f64> {
     text.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok())
 }
 
-/// Waits until the server says whether limits are shared.
-async fn until_shared(server: &Server, shared: bool) {
+/// Waits until a figure is as it should be.
+async fn until(what: &str, server: &Server, name: &str, is: impl Fn(f64) -> bool) {
     let wait = async {
-        while figure(server, "rollcall_limits_shared").await != Some(f64::from(u8::from(shared))) {
-            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+        while !figure(server, name).await.is_some_and(&is) {
+            tokio::time::sleep(Duration::from_millis(10)).await;
         }
     };
-    tokio::time::timeout(PATIENCE, wait).await.unwrap_or_else(|_| panic!("never {shared}"));
+    timeout(PATIENCE, wait).await.unwrap_or_else(|_| panic!("{what}: never"));
+}
+
+/// Waits until the server says whether limits are shared.
+async fn until_shared(server: &Server, shared: bool) {
+    until("shared limits", server, "rollcall_limits_shared", |figure| (figure > 0.5) == shared).await;
 }
 
 /// What `scenario` gives when Redis counted each of its steps. On a machine that was too slow for one of them it is
@@ -189,13 +196,14 @@ async fn a_server_starts_while_redis_is_away_and_shares_its_limits_later() {
     let doctor = async || String::from_utf8(server.run(&["doctor"]).await.unwrap().stdout).unwrap();
     let found = doctor().await;
     assert!(found.contains("warn  limits") && found.contains("does not count"), "{found}");
+    // However often it is tried, it is told once.
+    until("several attempts", &server, "rollcall_limits_redis_errors_total", |errors| errors >= 3.0).await;
+    assert_eq!(server.logs().matches("Redis is away").count(), 1, "{}", server.logs());
     redis.restart().await.unwrap();
     until_shared(&server, true).await;
+    server.logged("Redis is back").await;
     let found = doctor().await;
     assert!(found.contains("ok    limits") && found.contains("counts for all replicas"), "{found}");
-    // However often it was tried.
-    assert_eq!(server.logs().matches("Redis is away").count(), 1, "{}", server.logs());
-    assert_eq!(server.logs().matches("Redis is back").count(), 1, "{}", server.logs());
 
     let wrong = away.replace("hunter2", "hunter3");
     let stranger = builder().without("RATE_LIMIT").env("REDIS_URL", wrong).start().await.unwrap();
