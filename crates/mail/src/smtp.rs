@@ -359,7 +359,7 @@ mod tests {
 
     /// What a server that says `answers`, whatever it hears, makes of a message.
     async fn told(answers: &str) -> Result<(), Failure> {
-        let (near, mut far) = tokio::io::duplex(64 << 10);
+        let (near, mut far) = tokio::io::duplex(1 << 20);
         far.write_all(answers.as_bytes()).await.unwrap();
         let mut connection = Connection::new(Box::new(near), Limits::default());
         let message = Message { from: "a@b.c".into(), to: "d@e.f".into(), bytes: b"Subject: x\r\n\r\ny\r\n".to_vec() };
@@ -371,7 +371,7 @@ mod tests {
     #[tokio::test]
     async fn the_end_of_the_message_divides_no_from_perhaps() {
         let start = "220-hello\r\n220 you\r\n250-me\r\n250 PIPELINING\r\n";
-        let to = |answers: &str| told(&format!("{start}{answers}"));
+        let to = async |answers: &str| told(&format!("{start}{answers}")).await;
         assert!(matches!(to("250 a\r\n251 b\r\n354 c\r\n250 d\r\n").await, Ok(())));
         for early in ["", "250 a\r\n", "250 a\r\n250 b\r\n", "250 a\r\n250 b\r\n3", "250 a\r\nthat is all\r\n"] {
             assert!(matches!(to(early).await, Err(Failure::Away(_))), "{early:?}");

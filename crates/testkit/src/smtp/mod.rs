@@ -124,7 +124,7 @@ impl MailServer {
 
     /// Has it do something wrong `times` times (or always), to those mails alone that are for `to`, if that is given:
     /// `refuse-sender`, `refuse-recipient` (550), `refuse-for-now` (451), `refuse-message` (554), `refuse-password`,
-    /// `hang-at-greeting`, `hang-after-message`, `drop-in-message` or `drop-after-acceptance`. Waits until it knows.
+    /// `hang-at-greeting`, `hang-after-message`, `hang-after-acceptance`, `drop-in-message` or `drop-after-acceptance`. Waits until it knows.
     pub async fn misbehave(&mut self, what: &str, to: Option<&str>, times: Option<u32>) -> anyhow::Result<()> {
         let order = json!({ "do": what, "to": to, "times": times });
         writeln!(self.running()?.orders, "{order}")?;
@@ -181,10 +181,10 @@ impl Running {
         let (told, events) = unbounded_channel();
         std::thread::spawn(move || {
             for line in BufReader::new(output).lines().map_while(Result::ok) {
-                // What is no event is for whoever looks at a failed test.
-                match serde_json::from_str(&line) {
-                    Ok(event) if told.send(event).is_ok() => {}
-                    _ => break,
+                // It says nothing but events.
+                let Ok(event) = serde_json::from_str(&line) else { break };
+                if told.send(event).is_err() {
+                    break;
                 }
             }
         });

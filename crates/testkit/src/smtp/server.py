@@ -84,6 +84,8 @@ class Handler:
         )
         if misbehaviour.now("drop-after-acceptance", to):
             server.transport.abort()
+        if misbehaviour.now("hang-after-acceptance", to):
+            await asyncio.Event().wait()
         return "250 2.0.0 Ok"
 
 
