@@ -155,11 +155,8 @@ impl Server {
             within(self.limits.command, TlsConnector::from(Arc::clone(&self.tls)).connect(name, wire)).await;
         let wire = connected.map_err(|error| {
             let text = format!("no TLS with {host}:{port}: {error}");
-            if error.get_ref().is_some_and(|inner| inner.is::<rustls::Error>()) {
-                Failure::Setup(text)
-            } else {
-                Failure::Away(text)
-            }
+            // So the library marks what was wrong with the server's side of TLS, its certificate above all.
+            if error.kind() == io::ErrorKind::InvalidData { Failure::Setup(text) } else { Failure::Away(text) }
         })?;
         Ok(Box::new(wire))
     }

@@ -219,7 +219,7 @@ pub(crate) struct Mailing {
     ca: PathBuf,
     figures: PrometheusHandle,
     _recorder: LocalRecorderGuard<'static>,
-    _folder: Arc<TempDir>,
+    _folder: TempDir,
 }
 
 impl Mailing {
@@ -245,8 +245,8 @@ impl Mailing {
             longest_retry: Duration::from_millis(200),
             end: Duration::from_secs(5),
         };
-        let (school, _folder) = (School::open(), Arc::new(folder));
-        Self { school, server, limits, way, pair, ca, figures, _recorder: recorder, _folder }
+        let school = School::open();
+        Self { school, server, limits, way, pair, ca, figures, _recorder: recorder, _folder: folder }
     }
 
     pub(crate) fn security(&self) -> Security {
@@ -296,11 +296,25 @@ impl Mailing {
         mails.map(|mail| mail["envelope_to"].to_string()).collect()
     }
 
+    /// Waits until a figure is at least that.
+    pub(crate) async fn until(&self, name: &str, least: u64) {
+        let reached = async {
+            while self.shown(name).is_none_or(|figure| figure < least) {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(30), reached).await.expect(name);
+    }
+
     /// A figure, which is there.
     pub(crate) fn figure(&self, name: &str) -> u64 {
+        self.shown(name).expect(name)
+    }
+
+    fn shown(&self, name: &str) -> Option<u64> {
         let text = self.figures.render();
-        let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
-        line.unwrap_or_else(|| panic!("no {name} in\n{text}")).parse().unwrap()
+        let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '))?;
+        Some(value.parse().expect(name))
     }
 }
 
