@@ -382,4 +382,28 @@ mod tests {
         assert!(matches!(told("554 go away\r\n").await, Err(Failure::Setup(_))));
         assert!(matches!(told(&format!("220 {}", "x".repeat(100_000))).await, Err(Failure::Away(_))));
     }
+
+    /// What somebody on the way slips in before TLS would be read as the server's answers within it.
+    #[tokio::test]
+    async fn answers_from_before_tls_are_not_read_in_it() {
+        let listening = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listening.local_addr().unwrap().port();
+        let server = Server {
+            url: SmtpUrl::parse(&format!("smtp://user:password@127.0.0.1:{port}")).unwrap(),
+            tls: crate::tls::client(None).unwrap(),
+            hello: "school.example".to_owned(),
+            limits: Limits::default(),
+        };
+        let slip_in = async {
+            let (mut stream, _) = listening.accept().await.unwrap();
+            stream.write_all(b"220 hello\r\n250-me\r\n250 STARTTLS\r\n220 go on\r\n250 AUTH PLAIN\r\n").await.unwrap();
+            let mut heard = String::new();
+            stream.read_to_string(&mut heard).await.unwrap();
+            heard
+        };
+        let (outcome, heard) = tokio::join!(server.connect(), slip_in);
+        let failure = outcome.err().expect("a failure");
+        assert!(matches!(&failure, Failure::Setup(why) if why.contains("more than an answer")), "{failure}");
+        assert_eq!(heard, "EHLO school.example\r\nSTARTTLS\r\n");
+    }
 }
