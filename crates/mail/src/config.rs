@@ -11,7 +11,7 @@ use percent_encoding::percent_decode_str;
 use rustls::pki_types::ServerName;
 use secrecy::SecretString;
 
-/// What would be right, where something is not. It holds nothing of what was given.
+/// What it must be, where something is not. It holds nothing of what was given.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct Invalid(&'static str);
@@ -97,28 +97,28 @@ impl SmtpUrl {
     /// Reads `smtps://user:password@host[:465]`, `smtp://user:password@host[:587]` or `smtp://host[:25]?tls=none`.
     pub fn parse(text: &str) -> Result<Self, Invalid> {
         const FORM: Invalid = Invalid(
-            "must be smtps://user:password@host (TLS, port 465) or smtp://user:password@host (STARTTLS, port 587); \
+            "smtps://user:password@host (TLS, port 465) or smtp://user:password@host (STARTTLS, port 587); \
              characters of the user and the password other than letters, digits and -._~ are written as %40 is for @",
         );
         let uri: Uri = text.trim().parse().map_err(|_| FORM)?;
         let authority = uri.authority().ok_or(FORM)?;
         if uri.path() != "/" && !uri.path().is_empty() {
-            return Err(Invalid("must have nothing behind its host and port but ?tls=none"));
+            return Err(Invalid("an address with nothing behind its host and port but ?tls=none"));
         }
         let (security, port) = match (uri.scheme_str(), uri.query()) {
             (Some("smtps"), None) => (Security::Implicit, 465),
             (Some("smtp"), None) => (Security::StartTls, 587),
             (Some("smtp"), Some("tls=none")) => (Security::Plain, 25),
             (Some("smtps" | "smtp"), Some(_)) => {
-                return Err(Invalid("may end in ?tls=none, and only if it begins with smtp://"));
+                return Err(Invalid("an address that ends in ?tls=none, if in that, only behind smtp://"));
             }
             _ => return Err(FORM),
         };
         let host = host(authority).ok_or(FORM)?;
         if security == Security::Plain && !is_loopback(&host) {
             return Err(Invalid(
-                "has ?tls=none, which is for a mail server on this machine (localhost, 127.0.0.1 or [::1]); \
-                 leave it out and STARTTLS is used, or begin with smtps://",
+                "without ?tls=none, which is for a mail server on this machine (localhost, 127.0.0.1 or [::1]): then STARTTLS is \
+                 used; or begin with smtps://",
             ));
         }
         let port = match port_of(authority) {
@@ -144,7 +144,12 @@ fn port_of(authority: &http::uri::Authority) -> Option<Result<u16, Invalid>> {
     let behind_user = authority.as_str().rsplit('@').next().unwrap_or_default();
     let behind_address = behind_user.rsplit(']').next().unwrap_or_default();
     let (_, port) = behind_address.rsplit_once(':')?;
-    Some(port.parse().ok().filter(|port| *port != 0).ok_or(Invalid("must have a port from 1 to 65535, or none")))
+    Some(
+        port.parse()
+            .ok()
+            .filter(|port| *port != 0)
+            .ok_or(Invalid("an address with a port from 1 to 65535, or with none")),
+    )
 }
 
 fn credentials(given: &str) -> Option<Credentials> {
@@ -172,7 +177,7 @@ pub struct PublicUrl {
 impl PublicUrl {
     /// Reads the address. It must be one under https, except on this machine.
     pub fn parse(text: &str) -> Result<Self, Invalid> {
-        const FORM: Invalid = Invalid("must be an address such as https://school.example");
+        const FORM: Invalid = Invalid("an address such as https://school.example");
         let text = text.trim();
         if text.contains(['?', '#', '@']) {
             return Err(FORM);
@@ -185,7 +190,7 @@ impl PublicUrl {
             Some("https") => {}
             Some("http") if is_loopback(&host) => {}
             Some("http") => {
-                return Err(Invalid("must begin with https://, as the links in mails let their readers act"));
+                return Err(Invalid("an address under https://, as the links in mails let their readers act"));
             }
             _ => return Err(FORM),
         }
@@ -222,7 +227,14 @@ impl Originator {
         let mailbox: Option<Mailbox> = text.trim().parse().ok();
         // ASCII: there are servers that take nothing else.
         let mailbox = mailbox.filter(|mailbox| mailbox.email.to_string().is_ascii());
-        mailbox.map(Self).ok_or(Invalid("must be an address such as Rollcall <rollcall@school.example>"))
+        mailbox.map(Self).ok_or(Invalid("an address such as Rollcall <rollcall@school.example>"))
+    }
+}
+
+impl Originator {
+    /// `rollcall` at the host of `public_url`, where nothing else is said. An address of a machine has none.
+    pub fn at(public_url: &PublicUrl) -> Option<Self> {
+        Self::parse(&format!("Rollcall <rollcall@{}>", public_url.host)).ok()
     }
 }
 

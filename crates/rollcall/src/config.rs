@@ -12,6 +12,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 use jiff::{SignedDuration, Span, SpanRelativeTo};
 use rollcall_core::service::TeacherSignup;
+use rollcall_mail::{Limits as MailLimits, Originator, PublicUrl, SmtpUrl};
 use secrecy::{SecretSlice, SecretString};
 use tracing_subscriber::EnvFilter;
 
@@ -71,6 +72,8 @@ pub(crate) struct Config {
     pub drain_delay: Duration,
     /// Where metrics are served, if not on the main address.
     pub metrics: Option<SocketAddr>,
+    /// How mails are sent; `None` is not at all.
+    pub mail: Option<rollcall_mail::Config>,
     /// After what time a session is finished that nobody finished.
     pub session_max_age: Duration,
 }
@@ -176,6 +179,7 @@ impl Config {
                 .read("RATE_LIMIT", shown, |text| one_of(text, &[("on", true), ("off", false)]))
                 .unwrap_or(true),
             drain_delay: reader.read("DRAIN_DELAY", shown, drain_delay).unwrap_or_default(),
+            mail: reader.mail(),
             session_max_age: reader.read("SESSION_MAX_AGE", shown, duration).unwrap_or(DAY),
         };
         let logs = reader.logs();
@@ -350,6 +354,32 @@ impl<'a> Reader<'a> {
             cost.ok_or_else(|| format!("a whole number from {least} to {most}"))
         })
         .unwrap_or(10)
+    }
+
+    fn mail(&mut self) -> Option<rollcall_mail::Config> {
+        let server = self.read("SMTP_URL", shown_url, |text| SmtpUrl::parse(text).map_err(|wanted| wanted.to_string()));
+        let public_url =
+            self.read("PUBLIC_URL", shown, |text| PublicUrl::parse(text).map_err(|wanted| wanted.to_string()));
+        // A mistake in the one is not another in these.
+        let given = self.settings.get("SMTP_URL").is_some();
+        let together = || "set together with SMTP_URL, or not at all".to_owned();
+        let file = |text: &str| if given { path(text) } else { Err(together()) };
+        let ca = self.read("SMTP_CA", shown, file);
+        let templates = self.read("MAIL_TEMPLATES", shown, file);
+        let from = self.read("MAIL_FROM", shown, |text| match Originator::parse(text) {
+            Ok(from) if given => Ok(from),
+            Ok(_) => Err(together()),
+            Err(wanted) => Err(wanted.to_string()),
+        });
+        if given {
+            self.missing("PUBLIC_URL", "where people reach this server, such as https://rollcall.school.example");
+        }
+        let (server, public_url) = (server?, public_url?);
+        let from = from.or_else(|| Originator::at(&public_url));
+        if from.is_none() {
+            self.missing("MAIL_FROM", "who the mails are from, such as Rollcall <rollcall@school.example>");
+        }
+        Some(rollcall_mail::Config { server, ca, from: from?, public_url, templates, limits: MailLimits::default() })
     }
 
     fn logs(&mut self) -> Logs {
@@ -623,7 +653,7 @@ mod tests {
         assert_eq!((config.token_ttl, config.session_max_age, config.bcrypt_cost), (DAY, DAY, 10));
         assert_eq!(config.drain_delay, Duration::ZERO);
         assert!(config.tls.is_none() && config.redirect.is_none() && config.hsts_max_age == YEAR);
-        assert!(config.backups.is_none());
+        assert!(config.backups.is_none() && config.mail.is_none());
         assert!(matches!(config.teacher_signup, TeacherSignup::Open));
         assert!(config.allowed_origins.is_empty() && config.trusted_proxies.is_empty());
         assert_eq!((logs.filter.to_string().as_str(), logs.format), ("info", LogFormat::Text));
@@ -652,6 +682,11 @@ mod tests {
             ("HSTS_MAX_AGE", "0s"),
             ("METRICS_ADDR", "localhost:9000"),
             ("SESSION_MAX_AGE", "7d"),
+            ("SMTP_URL", "smtps://rollcall%40school.example:p%40ss@mail.school.example"),
+            ("SMTP_CA", "ca.pem"),
+            ("MAIL_FROM", "Office <office@school.example>"),
+            ("PUBLIC_URL", "https://school.example/rollcall/"),
+            ("MAIL_TEMPLATES", "mails"),
             ("LOG_LEVEL", "warn,rollcall_api=debug"),
             ("LOG_FORMAT", "json"),
         ]))
@@ -675,6 +710,14 @@ mod tests {
         assert_eq!((config.redirect.unwrap().port(), config.redirect_port), (80, Some(443)));
         assert_eq!(config.hsts_max_age, Duration::ZERO);
         assert_eq!(config.metrics.unwrap().to_string(), "127.0.0.1:9000");
+        let mail = config.mail.as_ref().unwrap();
+        assert_eq!((mail.server.host.as_str(), mail.server.port), ("mail.school.example", 465));
+        assert_eq!(mail.public_url.as_str(), "https://school.example/rollcall");
+        assert_eq!(
+            (mail.ca.as_deref(), mail.templates.as_deref()),
+            (Some(Path::new("ca.pem")), Some(Path::new("mails")))
+        );
+        assert!(!format!("{config:?}").contains("p@ss"), "no Debug shows a password");
         assert!(logs.filter.to_string().contains("rollcall_api=debug"));
         assert_eq!(logs.format, LogFormat::Json);
     }
@@ -696,6 +739,9 @@ mod tests {
             ("DRAIN_DELAY", "11m"),
             ("METRICS_ADDR", ":9000"),
             ("SESSION_MAX_AGE", "0s"),
+            ("SMTP_URL", "smtp://rollcall:hunter2@mail.example?tls=off"),
+            ("PUBLIC_URL", "school.example"),
+            ("MAIL_FROM", "hunter"),
             ("LOG_LEVEL", "inof"),
             ("LOG_FORMAT", "xml"),
         ];

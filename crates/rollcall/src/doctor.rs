@@ -7,6 +7,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rollcall_core::service::TeacherSignup;
@@ -27,7 +28,7 @@ use crate::system::{self, SystemClock};
 use crate::tls::acme::Order;
 use crate::tls::files::Pair;
 use crate::tls::{Certificate, Source, Standing};
-use crate::{healthcheck, secret_file};
+use crate::{healthcheck, lifecycle, secret_file};
 
 const MIB: u64 = 1 << 20;
 /// Less free room than this is next to none: the log alone may grow to some 64 MiB.
@@ -105,6 +106,9 @@ fn check(settings: &Settings, report: &mut Report) -> io::Result<()> {
         for finding in backups(config.backups.as_ref(), file, clock.now()) {
             report.line("backups", finding)?;
         }
+    }
+    if let Ok((Config { mail: Some(mail), .. }, _)) = config {
+        report.line("mail", mail_server(mail))?;
     }
     if let Ok((listen, tls)) = Config::listen(settings) {
         report.line("address", address(listen, tls))?;
@@ -284,6 +288,20 @@ fn backups(backups: Option<&Backups>, database: &Path, now: Timestamp) -> Vec<Fi
         )),
     });
     findings
+}
+
+/// Whether the mail server takes mails. None is sent.
+fn mail_server(config: rollcall_mail::Config) -> Finding {
+    let (host, port) = (config.server.host.clone(), config.server.port);
+    let check = || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let sender = lifecycle::mail_sender(config, Arc::new(SystemClock::start()))?;
+        runtime.block_on(sender.check())
+    };
+    match check() {
+        Ok(()) => Fine(format!("{host}:{port} takes mails")),
+        Err(error) => Broken(format!("{host}:{port}: {error:#}. Check SMTP_URL; mails wait until it works")),
+    }
 }
 
 /// Whether a server holds the database. Asking takes the lock for an instant, shared, so that it troubles nobody

@@ -9,9 +9,11 @@ use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
 use axum::Router;
-use rollcall_api::{Api, ApiConfig, Exposition, MetricsRoute, Secure, redirect_router};
+use rollcall_api::{Api, ApiConfig, Exposition, MailKey, MetricsRoute, Secure, redirect_router};
 use rollcall_core::Clock;
+use rollcall_core::mail::MailTokens;
 use rollcall_core::service::{Ports, Services, TeacherSignup};
+use rollcall_mail::Sender;
 use rollcall_realtime::{Hub, HubConfig, close};
 use rollcall_store_sqlite::OpenMode;
 use rustix::process::{Resource, Rlimit, Signal as Number, getrlimit, setrlimit};
@@ -82,6 +84,7 @@ async fn run(config: Config, open_files: usize) -> anyhow::Result<()> {
     let figures = telemetry::start_metrics(&*clock, config.database.file().cloned())?;
     let figures: Exposition = Arc::new(move || figures.show());
     let tls = config.tls.as_ref().map(|source| Tls::start(source, &clock)).transpose()?;
+    let sender = config.mail.clone().map(|mail| mail_sender(mail, Arc::clone(&clock))).transpose()?;
 
     let database = config.database.open(OpenMode::Serve, Arc::clone(&clock)).await?;
     let jwt_secret = match (config.jwt_secret.clone(), config.database.file()) {
@@ -90,8 +93,14 @@ async fn run(config: Config, open_files: usize) -> anyhow::Result<()> {
         (None, None) => bail!("JWT_SECRET is not set"),
     };
     let hasher = BcryptPool::start(config.bcrypt_cost).context("no threads for hashing passwords")?;
-    let ports =
-        Ports { store: database.store(), clock: Arc::clone(&clock), hasher: Arc::new(hasher), ids: system::ids()? };
+    let mail_key = || Arc::new(MailKey::new(&jwt_secret)) as Arc<dyn MailTokens>;
+    let ports = Ports {
+        store: database.store(),
+        clock: Arc::clone(&clock),
+        hasher: Arc::new(hasher),
+        ids: system::ids()?,
+        mail_tokens: config.mail.as_ref().map(|_| mail_key()),
+    };
     let services = Arc::new(Services::new(ports, config.teacher_signup.clone()));
     let bounds = HubConfig::default();
     let max_per_user = if config.limits { bounds.max_per_user } else { usize::MAX };
@@ -124,6 +133,7 @@ async fn run(config: Config, open_files: usize) -> anyhow::Result<()> {
         }
         _ => None,
     };
+    let sender = sender.map(|sender| tokio::spawn(sender.run(Arc::clone(&services.mails), work.clone())));
     let expiry = tokio::spawn(expire(Arc::clone(&services), config.session_max_age, work.clone()));
     let server = Server { api, hub, database, stop: CancellationToken::new(), connections: TaskTracker::new(), work };
     tokio::select! {
@@ -172,12 +182,17 @@ async fn run(config: Config, open_files: usize) -> anyhow::Result<()> {
     if outcome.is_ok() {
         // Cancelled with the rest of the work; a panic of theirs is in the log already.
         let _ = tokio::join!(feed, expiry);
-        if let Some(backups) = backups {
-            let _ = backups.await;
+        for task in [backups, sender].into_iter().flatten() {
+            let _ = task.await;
         }
     }
     tracing::info!("ended");
     outcome
+}
+
+/// What sends mails, with its templates tried.
+pub(crate) fn mail_sender(config: rollcall_mail::Config, clock: Arc<dyn Clock>) -> anyhow::Result<Sender> {
+    Sender::new(config, clock, u64::from_ne_bytes(system::random()?)).context("mails cannot be sent")
 }
 
 /// Why nothing can be told to anybody any more. A new process starts with all that is committed.

@@ -38,8 +38,8 @@ impl Outbox for MongoStore {
 
     async fn take_mails(&self, now: Timestamp, until: Timestamp, limit: u32) -> Result<Vec<Mail>, StoreError> {
         // What this call took, whoever else takes at the same moment, and however often it has to ask.
-        let taker = oid::ObjectId::new();
-        let due = doc! { "dueAt": { "$lte": time(now) }, "expiresAt": { "$gt": time(now) }, "taker": { "$ne": taker } };
+        let call = oid::ObjectId::new();
+        let due = doc! { "dueAt": { "$lte": time(now) }, "expiresAt": { "$gt": time(now) }, "taker": { "$ne": call } };
         let mut taken = Vec::new();
         while taken.len() < limit as usize {
             let left = i64::from(limit) - integer(taken.len() as u64);
@@ -54,10 +54,10 @@ impl Outbox for MongoStore {
             let among = doc! { "_id": { "$in": &keys } };
             let mut free = due.clone();
             free.extend(among.clone());
-            let take = doc! { "$set": { "dueAt": time(until), "taker": taker }, "$inc": { "attempts": 1_i64 } };
+            let take = doc! { "$set": { "dueAt": time(until), "taker": call }, "$inc": { "attempts": 1_i64 } };
             self.db.settle(|| self.db.mails.update_many(free.clone(), take.clone())).await?;
             let mut own = among;
-            own.insert("taker", taker);
+            own.insert("taker", call);
             let find = self.db.mails.find(own).max_time(SERVER);
             let mut own: Vec<Document> = self.db.read(async { find.await?.try_collect().await }).await?;
             own.sort_by_key(|mail| keys.iter().position(|key| mail.get("_id") == Some(key)));

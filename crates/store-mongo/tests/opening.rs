@@ -133,6 +133,7 @@ async fn a_database_of_an_earlier_backend_opens_as_it_is() {
         let account = store.user_by_email(&EmailKey::of(address)).await.unwrap().unwrap();
         assert_eq!((account.id, account.password_hash.expose()), (user_id(id), HASH));
         assert_eq!((account.token_version, account.disabled), (0, false));
+        assert_eq!((account.email_confirmed, account.absence_notices), (false, true));
         assert_eq!(account.created_at, account.id.0.made_at());
     }
     for address in ["norole@example.org", "number@example.org", "king@example.org", "text@example.org"] {

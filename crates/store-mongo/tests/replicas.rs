@@ -2,16 +2,18 @@
 //! not, and everything heals by itself.
 #![expect(clippy::unwrap_used, reason = "a test without its store fails, as it should")]
 
-use std::collections::HashMap;
-use std::sync::Arc;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use rollcall_core::class::{Class, ClassName};
+use rollcall_core::id::MailId;
+use rollcall_core::mail::{ASK_AGAIN, Fate, NewMail, Reason};
 use rollcall_core::session::{Actor, Command, Door, Event, OperationId, Origin, Revision, SessionInfo, Status};
-use rollcall_core::store::{Classes, Outcome, Page, Sessions, Started, Store, StoreError, Target, Users};
+use rollcall_core::store::{Classes, Outbox, Outcome, Page, Sessions, Started, Store, StoreError, Target, Users};
 use rollcall_core::user::{Account, Email, PasswordHash, PersonName, Role};
-use rollcall_core::{ClassId, Clock, Ids, SessionId, UserId};
+use rollcall_core::{ClassId, Clock, Ids, SessionId, Timestamp, UserId};
 use rollcall_store_mongo::MongoStore;
 use rollcall_testkit::conformance::{Listener, SetClock};
 use rollcall_testkit::mongo::{ReplicaSet, shared};
@@ -19,6 +21,8 @@ use tokio::task::JoinSet;
 
 /// Far more than a new primary takes.
 const PATIENCE: Duration = Duration::from_mins(1);
+/// For how long a mail is taken.
+const LEASE: Duration = Duration::from_mins(5);
 /// How soon a database that is away must be told.
 const SOON: Duration = Duration::from_secs(5);
 
@@ -345,4 +349,93 @@ async fn no_mark_is_lost_with_a_primary() {
     let (acknowledged, _) = finish(marking, &stop).await;
     course.check(&*stores[1], &acknowledged).await;
     ear.hear(revision(&*stores[1], &course).await).await;
+}
+
+/// What became of mails: those that are queued for certain, each attempt that was given out, and those that are over.
+#[derive(Default)]
+struct Post {
+    queued: HashSet<MailId>,
+    given: HashSet<(MailId, u32)>,
+    over: HashSet<MailId>,
+}
+
+impl Post {
+    /// Takes what is due until nothing is left or the database fails, and settles it.
+    async fn deliver(post: &Mutex<Self>, store: &MongoStore, now: Timestamp) {
+        while let Ok(taken) = store.take_mails(now, now.after(LEASE), 5).await {
+            if taken.is_empty() {
+                return;
+            }
+            for mail in taken {
+                {
+                    let mut post = post.lock().unwrap();
+                    assert!(post.given.insert((mail.id, mail.attempt)), "an attempt is one sender's");
+                    assert!(!post.over.contains(&mail.id), "what is over is not sent again");
+                }
+                if store.settle_mail(&mail, Fate::Over).await.is_ok() {
+                    post.lock().unwrap().over.insert(mail.id);
+                }
+            }
+        }
+    }
+}
+
+/// The primary steps down, and is killed, while mails are queued and sent on two replicas: none that was queued is
+/// lost, and none is given to two.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs MongoDB: cargo xtask test"]
+async fn no_mail_is_lost_with_a_primary() {
+    let clock = SetClock::new();
+    let mut set = ReplicaSet::start(3).await.unwrap();
+    let url = set.url("post");
+    let stores = [store(&url, &clock).await, store(&url, &clock).await];
+    let ids = Arc::new(Ids::new([9; 5], 1));
+    let post = Arc::new(Mutex::new(Post::default()));
+    let stop = Arc::new(AtomicBool::new(false));
+    let mut busy = JoinSet::new();
+    let now = clock.now();
+    for store in &stores {
+        let (store, ids, post, stop) = (Arc::clone(store), Arc::clone(&ids), Arc::clone(&post), Arc::clone(&stop));
+        busy.spawn(async move {
+            while !stop.load(Ordering::SeqCst) {
+                let mails: Vec<_> = (0..7)
+                    .map(|_| NewMail {
+                        id: MailId(ids.next(now)),
+                        to: UserId(ids.next(now)),
+                        reason: Reason::ConfirmEmail,
+                        token: None,
+                        queued_at: now,
+                        replaces_before: now.before(ASK_AGAIN),
+                    })
+                    .collect();
+                if store.queue_mails(mails.clone()).await.is_ok() {
+                    post.lock().unwrap().queued.extend(mails.iter().map(|mail| mail.id));
+                }
+                Post::deliver(&post, &store, now).await;
+            }
+        });
+    }
+    let over = || post.lock().unwrap().over.len();
+    for number in 1..=3 {
+        if number % 2 == 1 {
+            set.step_down().await.unwrap();
+        } else {
+            let primary = set.primary().await.unwrap();
+            set.kill(primary).unwrap();
+            set.primary().await.unwrap();
+            set.restart(primary).await.unwrap();
+        }
+        let (started, before) = (Instant::now(), over());
+        while over() < before + 50 {
+            assert!(started.elapsed() < PATIENCE);
+            let _ = stores[0].ping().await;
+        }
+    }
+    stop.store(true, Ordering::SeqCst);
+    busy.join_all().await;
+    // What was taken, and the taker not told so, is given once more when its time is over.
+    Post::deliver(&post, &stores[0], now.after(LEASE)).await;
+    let post = post.lock().unwrap();
+    let given: HashSet<_> = post.given.iter().map(|(id, _)| *id).collect();
+    assert_eq!(post.queued.difference(&given).count(), 0, "whatever was queued was sent");
 }

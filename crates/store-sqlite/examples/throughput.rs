@@ -33,6 +33,8 @@ fn account(id: UserId, role: Role) -> Account {
         password_hash: PasswordHash::stored("$2b$10$"),
         token_version: 0,
         disabled: false,
+        email_confirmed: false,
+        absence_notices: true,
         created_at: Fixed.now(),
     }
 }
@@ -51,16 +53,23 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut classes = Vec::new();
     for _ in 0..TEACHERS {
         let teacher = UserId(ids.next(Fixed.now()));
-        store.insert_user(account(teacher, Role::Teacher)).await?;
+        store.insert_user(account(teacher, Role::Teacher), None).await?;
         let class = ClassId(ids.next(Fixed.now()));
         let name = ClassName::stored("Class");
         store
-            .insert_class(Class { id: class, name, teacher_id: teacher, archived: false, created_at: Fixed.now() })
+            .insert_class(Class {
+                id: class,
+                name,
+                teacher_id: teacher,
+                archived: false,
+                absence_notices: false,
+                created_at: Fixed.now(),
+            })
             .await?;
         let mut students = Vec::new();
         for _ in 0..STUDENTS {
             let student = UserId(ids.next(Fixed.now()));
-            store.insert_user(account(student, Role::Student)).await?;
+            store.insert_user(account(student, Role::Student), None).await?;
             store.enrol(class, student, origin(teacher, OperationId::Door("e".into()))).await?;
             students.push(student);
         }

@@ -120,7 +120,7 @@ async fn a_second_server_is_refused_and_a_tool_is_not() {
     assert!(matches!(&refused, OpenError::AlreadyServed { path } if *path == file), "{refused:?}");
     assert!(refused.to_string().contains("another Rollcall serves"), "{refused}");
     let tool = open(&file, OpenMode::Tool, &clock()).unwrap();
-    tool.insert_user(world.account(Role::Admin)).await.unwrap();
+    tool.insert_user(world.account(Role::Admin), None).await.unwrap();
     world.store.ping().await.unwrap();
     Folder::close(&world.data).await;
     let next = open(&file, OpenMode::Serve, &clock()).unwrap();

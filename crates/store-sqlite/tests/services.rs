@@ -7,16 +7,17 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use futures_util::StreamExt;
-use rollcall_core::class::ClassName;
+use rollcall_core::class::{ClassChange, ClassName};
+use rollcall_core::mail::{Mail, MailTokens, TokenHash};
 use rollcall_core::password::{HashError, PasswordHasher};
 use rollcall_core::policy::{ClassAccess, Member, OwnClass, Participant, Student, Teacher};
-use rollcall_core::service::{Committed, OpenView, Ports, Services, SignUp, TeacherSignup};
+use rollcall_core::service::{Committed, OpenView, Ports, Services, SignUp, Subject, TeacherSignup};
 use rollcall_core::session::{
     Actor, Command, Counts, Door, Event, OperationId, Origin, Revision, SessionInfo, SessionState, Status,
 };
 use rollcall_core::store::{Change, ChangeStream, Followed, Page, SessionChange, Sessions, Store};
 use rollcall_core::user::{AccountChange, NewPassword, PasswordHash, Role};
-use rollcall_core::{ClassId, Clock, Error, Ids, SessionId, Timestamp, UserId};
+use rollcall_core::{ClassId, Clock, Error, Ids, MailId, SessionId, Timestamp, UserId};
 use rollcall_store_sqlite::{OpenMode, SqliteStore};
 use secrecy::{ExposeSecret, SecretString};
 use tempfile::TempDir;
@@ -59,6 +60,26 @@ impl PasswordHasher for Clear {
     }
 }
 
+impl MailTokens for Clear {
+    fn of_mail(&self, mail: MailId) -> SecretString {
+        mail.to_string().into()
+    }
+
+    fn hash(&self, token: &str) -> TokenHash {
+        let mut bytes = [0; 32];
+        bytes.iter_mut().zip(token.bytes()).for_each(|(to, from)| *to = from);
+        TokenHash::from_bytes(bytes)
+    }
+
+    fn of_unsubscriber(&self, user: UserId) -> SecretString {
+        user.to_string().into()
+    }
+
+    fn unsubscriber(&self, token: &str) -> Option<UserId> {
+        UserId::parse(token)
+    }
+}
+
 /// The services over a new database.
 struct School {
     services: Services,
@@ -83,6 +104,7 @@ impl School {
             clock: Arc::clone(&clock) as _,
             hasher: Arc::new(Clear),
             ids: Ids::new([1, 2, 3, 4, 5], 0),
+            mail_tokens: Some(Arc::new(Clear)),
         };
         let services = Services::new(ports, teacher_signup);
         Self { services, store, clock, people: AtomicU32::new(0), _folder: folder }
@@ -147,6 +169,22 @@ impl School {
             Event::Finished(counts) => counts,
             ref other => panic!("DONE did {other:?}"),
         }
+    }
+
+    /// Somebody who signs up, as others do.
+    async fn newcomer(&self, email: &str) -> Member {
+        let wanted = SignUp { name: "Somebody", email, password: "secret", role: Role::Student, code: None };
+        Member::admit(Arc::new(self.services.accounts.sign_up(wanted).await.unwrap()), 0).unwrap()
+    }
+
+    /// Everything that is to be sent now.
+    async fn due(&self) -> Vec<Mail> {
+        self.services.mails.queue_absences().await.unwrap();
+        self.services.mails.take(Duration::from_mins(1), ALL).await.unwrap()
+    }
+
+    async fn subject(&self, mail: &Mail) -> Option<Subject> {
+        self.services.mails.letter(mail).await.unwrap().map(|letter| letter.subject)
     }
 
     async fn follow(&self) -> ChangeStream {
@@ -491,11 +529,12 @@ async fn a_class_is_seen_by_its_people_and_outlived_by_its_history() {
 
     let session = school.start(&class).await;
     classes.archive(&class, by.clone()).await.unwrap();
+    let renamed = ClassChange { name: ClassName::parse("Geometry").ok(), absence_notices: None };
     for refused in [
         classes.view(Participant::Teacher(teacher), id).await.map(drop),
         classes.active_access(Participant::Student(ada), id).await.map(drop),
         classes.own(teacher, id).await.map(drop),
-        classes.rename(&class, ClassName::parse("Geometry").unwrap()).await.map(drop),
+        classes.change(&class, renamed).await.map(drop),
         classes.add_student(&class, bob.id(), by.clone()).await.map(drop),
         school.services.attendance.start(&class, by.clone()).await.map(drop),
         classes.archive(&class, by).await.map(drop),
@@ -606,4 +645,132 @@ async fn a_token_ends_with_its_account() {
     directory.changed(&Change::Account(ada.id()));
     assert!(refused(enabled.token_version).await, "a new password revokes all tokens");
     assert!(matches!(accounts.member(UserId::NOTHING, 0).await, Err(Error::Unauthenticated)));
+}
+
+#[tokio::test]
+async fn an_address_is_confirmed_by_the_mail_that_follows_a_sign_up() {
+    let school = School::open();
+    let mails = &school.services.mails;
+    let sam = school.newcomer("sam@example.org").await;
+    let due = school.due().await;
+    let Some(Subject::ConfirmEmail { token, .. }) = school.subject(&due[0]).await else { panic!("another mail") };
+    mails.over(&due[0]).await.unwrap();
+    assert!(school.due().await.is_empty());
+    // Asking at once sends nothing more; later it does, and the first link is no good any more.
+    assert!(mails.ask_to_confirm(&sam).await.unwrap());
+    assert!(school.due().await.is_empty());
+    school.clock.advance(Duration::from_mins(2));
+    assert!(mails.ask_to_confirm(&sam).await.unwrap());
+    let second = school.due().await;
+    assert!(matches!(mails.confirm(token.expose_secret()).await, Err(Error::InvalidLink)));
+    let Some(Subject::ConfirmEmail { token, .. }) = school.subject(&second[0]).await else { panic!("another mail") };
+    let account = mails.confirm(token.expose_secret()).await.unwrap();
+    assert!(account.email_confirmed && account.token_version == 0, "{account:?}");
+    assert!(school.subject(&second[0]).await.is_none(), "there is nothing left to ask for");
+    assert!(!mails.ask_to_confirm(&sam).await.unwrap());
+    assert!(matches!(mails.confirm(token.expose_secret()).await, Err(Error::InvalidLink)), "it is good once");
+    // The operator's word needs no mail.
+    let made = school.person(Role::Student).await;
+    assert!(made.account().email_confirmed);
+    assert!(school.due().await.is_empty());
+}
+
+#[tokio::test]
+async fn a_password_is_reset_once_and_within_an_hour() {
+    let school = School::open();
+    let mails = &school.services.mails;
+    let sam = school.newcomer("sam@example.org").await;
+    mails.over(&school.due().await[0]).await.unwrap();
+    mails.forgot_password("nobody@example.org").await.unwrap();
+    assert!(school.due().await.is_empty());
+    let token = async || {
+        mails.forgot_password(" SAM@example.org").await.unwrap();
+        let due = school.due().await;
+        let Some(Subject::ResetPassword { token, .. }) = school.subject(&due[0]).await else { panic!("another mail") };
+        mails.over(&due[0]).await.unwrap();
+        token.expose_secret().to_owned()
+    };
+    let late = token().await;
+    school.clock.advance(Duration::from_mins(60));
+    assert!(matches!(mails.reset_password(&late, "another").await, Err(Error::InvalidLink)), "an hour later");
+    let good = token().await;
+    assert!(matches!(mails.reset_password(&good, "short").await, Err(Error::Invalid(_))));
+    assert!(matches!(mails.reset_password("anything", "another").await, Err(Error::InvalidLink)));
+    assert!(matches!(mails.confirm(&good).await, Err(Error::InvalidLink)), "it is for something else");
+    assert_eq!(mails.reset_password(&good, "another").await.unwrap(), sam.id());
+    assert!(matches!(mails.reset_password(&good, "a third").await, Err(Error::InvalidLink)));
+    assert!(school.services.accounts.member(sam.id(), 0).await.is_err(), "logins from before have ended");
+    let account = school.services.accounts.log_in("sam@example.org", "another".into()).await.unwrap();
+    assert!(account.email_confirmed, "somebody who reads its mails has the address");
+    // Nobody who is disabled gets in by a mail.
+    school.clock.advance(Duration::from_mins(2));
+    let before = token().await;
+    school.services.accounts.change("sam@example.org", AccountChange::Disable).await.unwrap();
+    assert!(matches!(mails.reset_password(&before, "a fourth").await, Err(Error::InvalidLink)));
+    school.clock.advance(Duration::from_mins(2));
+    mails.forgot_password("sam@example.org").await.unwrap();
+    assert!(school.due().await.iter().all(|mail| mail.to != sam.id()));
+}
+
+#[tokio::test]
+async fn absent_students_are_told_where_the_class_and_they_want_it() {
+    let school = School::open();
+    let (teacher, mails) = (school.teacher().await, &school.services.mails);
+    let (absent, present, stopped) = (school.student().await, school.student().await, school.student().await);
+    let unconfirmed = school.newcomer("stranger@example.org").await.student().unwrap();
+    school.due().await;
+    let class = school.class(teacher, &[absent, present, stopped, unconfirmed]).await;
+    let hold = async || {
+        school.start(&class).await;
+        school.mark(teacher, &class, present, Status::Present).await;
+        school.finish(teacher, &class).await;
+        school.due().await
+    };
+    assert!(hold().await.is_empty(), "they are off until the teacher turns them on");
+    let on = ClassChange { name: None, absence_notices: Some(true) };
+    assert!(school.services.classes.change(&class, on).await.unwrap().class.absence_notices);
+    mails.set_notices(&stopped.id().to_string(), false).await.unwrap();
+    let due = hold().await;
+    assert_eq!(due.iter().map(|mail| mail.to).collect::<Vec<_>>(), [absent.id()]);
+    let Some(Subject::Absence { class: name, unsubscribe, .. }) = school.subject(&due[0]).await else {
+        panic!("another mail")
+    };
+    assert_eq!(name.as_str(), "Algebra");
+    // Who stops them after one was queued is not sent that one either.
+    mails.set_notices(unsubscribe.expose_secret(), false).await.unwrap();
+    assert!(school.subject(&due[0]).await.is_none());
+    mails.set_notices(unsubscribe.expose_secret(), true).await.unwrap();
+    assert!(school.subject(&due[0]).await.is_some());
+    assert_eq!(hold().await.len(), 1, "each session is told of by itself");
+    // Mails may have been turned off for a while.
+    school.start(&class).await;
+    school.finish(teacher, &class).await;
+    school.clock.advance(Duration::from_hours(3 * 24));
+    assert!(school.due().await.is_empty(), "what is long past is no news");
+    assert!(matches!(mails.set_notices("nothing", false).await, Err(Error::InvalidLink)));
+}
+
+#[tokio::test]
+async fn a_mail_waits_until_it_expires() {
+    let school = School::open();
+    let mails = &school.services.mails;
+    school.newcomer("sam@example.org").await;
+    let first = school.due().await;
+    school.clock.advance(Duration::from_secs(61));
+    let second = school.due().await;
+    assert_eq!(
+        (first[0].id, first[0].attempt + 1),
+        (second[0].id, second[0].attempt),
+        "whoever took it never came back"
+    );
+    mails.over(&first[0]).await.unwrap();
+    mails.later(&second[0], Duration::from_mins(10)).await.unwrap();
+    assert!(school.due().await.is_empty());
+    school.clock.advance(Duration::from_mins(10));
+    assert_eq!(school.due().await[0].attempt, 3, "the one who was late had nothing more to say");
+    assert_eq!(mails.forget_expired().await.unwrap(), 0);
+    school.clock.advance(Duration::from_hours(7 * 24));
+    assert!(school.due().await.is_empty());
+    assert_eq!(mails.forget_expired().await.unwrap(), 1);
+    assert_eq!(mails.forget_expired().await.unwrap(), 0);
 }

@@ -4,8 +4,9 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rollcall_core::class::ClassName;
-use rollcall_core::id::{ClassId, ObjectId, UserId};
+use rollcall_core::class::{ClassChange, ClassName};
+use rollcall_core::id::{ClassId, MailId, ObjectId, UserId};
+use rollcall_core::mail::{Kind as MailKind, NewMail, Reason as MailReason, TokenHash};
 use rollcall_core::session::{Command, Event, Reason, Status};
 use rollcall_core::store::{Outcome, Records, Sessions, Store, StoreError, Target, Users};
 use rollcall_core::transfer::{EarlierRecord, Item, Kind, Marker, Part, Progress, State, Transfer};
@@ -94,6 +95,8 @@ async fn what_is_copied_is_the_same_in_every_detail() {
     let archived = world.class(teacher).await;
     world.enrol(archived, students[1]).await;
     world.start(archived, teacher).await;
+    let told = ClassChange { name: None, absence_notices: Some(true) };
+    world.store.change_class(archived, told).await.unwrap();
     world.store.archive_class(archived, world.origin(teacher)).await.unwrap();
     // The class that was made first is opened last: commands without a class go to it.
     let second = world.class(teacher).await;
@@ -104,9 +107,23 @@ async fn what_is_copied_is_the_same_in_every_detail() {
     world.store.start(early, class, teacher, world.origin(teacher)).await.unwrap();
     world.store.remove_student(class, students[1], world.origin(teacher)).await.unwrap();
     world.mark(class, teacher, students[2], Status::Present).await;
-    world.store.rename_class(class, ClassName::stored("\u{0}odd")).await.unwrap();
+    let odd = ClassChange { name: Some(ClassName::stored("\u{0}odd")), absence_notices: Some(true) };
+    world.store.change_class(class, odd).await.unwrap();
     world.store.change_user(students[1], AccountChange::Disable).await.unwrap();
     world.user(Role::Admin).await;
+    let now = world.clock.now();
+    let mail = |reason, token| NewMail {
+        id: MailId(world.id()),
+        to: students[0],
+        reason,
+        token: Some(TokenHash::from_bytes([token; 32])),
+        queued_at: now,
+        replaces_before: now,
+    };
+    world.store.queue_mails(vec![mail(MailReason::ResetPassword, 1), mail(MailReason::ConfirmEmail, 2)]).await.unwrap();
+    let used = (TokenHash::from_bytes([2; 32]), MailKind::ConfirmEmail);
+    world.store.use_token(used.0, used.1, now, AccountChange::ConfirmEmail).await.unwrap().unwrap();
+    world.store.change_user(students[2], AccountChange::AbsenceNotices(false)).await.unwrap();
     world.data.store.close().await;
 
     let source = SqliteTransfer::source(&world.data.file).unwrap();
@@ -117,8 +134,10 @@ async fn what_is_copied_is_the_same_in_every_detail() {
         let id = ObjectId::from_bytes([id; 12]);
         Item::EarlierRecord(EarlierRecord { id, class_id: second, student_id: students[0], status })
     };
+    let mails = items.split_off(5 + 3 + 4);
+    assert_eq!(mails.len(), 2 + 1, "mails, and a session whose absent students are to be told");
     items.extend([earlier(1, Status::Absent), earlier(2, Status::Late)]);
-    assert_eq!(items.len(), 5 + 3 + 4 + 2);
+    items.extend(mails);
 
     let copy = folder.path().join("folder/copy.db");
     let target = SqliteTransfer::target(&copy).unwrap();
@@ -183,9 +202,9 @@ async fn nobody_else_touches_a_source() {
     let serve = SqliteStore::open(&world.data.file, OpenMode::Serve, SetClock::new());
     assert!(matches!(serve, Err(OpenError::AlreadyServed { .. })));
     let beside = tool(&world.data.file).unwrap();
-    assert!(matches!(beside.insert_user(account.clone()).await, Err(StoreError::Unavailable(_))));
+    assert!(matches!(beside.insert_user(account.clone(), None).await, Err(StoreError::Unavailable(_))));
     drop(source);
-    beside.insert_user(account).await.unwrap();
+    beside.insert_user(account, None).await.unwrap();
     beside.close().await;
 
     let missing = folder.path().join("missing.db");

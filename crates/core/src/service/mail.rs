@@ -11,7 +11,7 @@ use crate::id::{Ids, MailId, UserId};
 use crate::mail::{ASK_AGAIN, Fate, Kind, Mail, MailTokens, NewMail, Reason};
 use crate::password::PasswordHasher;
 use crate::policy::Member;
-use crate::session::Status;
+use crate::session::{SessionState, Status};
 use crate::store::{Absences, Store};
 use crate::time::{Clock, Timestamp};
 use crate::user::{Account, AccountChange, Email, EmailKey, NewPassword, PersonName};
@@ -147,24 +147,27 @@ impl Mails {
     pub async fn queue_absences(&self) -> Result<usize, Error> {
         let finished = self.store.absences(SESSIONS).await?;
         for Absences { session_id, class_id } in &finished {
-            let records = self.store.records(*session_id, None).await?;
+            let reason = Reason::Absence { class_id: *class_id, session_id: *session_id };
             let now = self.clock.now();
-            let absent = records.iter().filter(|record| record.status == Status::Absent).map(|record| NewMail {
-                id: MailId(self.ids.next(now)),
-                to: record.student_id,
-                reason: Reason::Absence { class_id: *class_id, session_id: *session_id },
-                token: None,
-                queued_at: now,
-                // What is there already is the same notice: this was done before, and not to its end.
-                replaces_before: Timestamp::from_millis(i64::MIN),
-            });
-            let mut wanted = Vec::new();
-            for mail in absent {
-                if self.store.user(mail.to).await?.is_some_and(|account| wants_notices(&account)) {
-                    wanted.push(mail);
+            // No mails may have been sent for long: what was then is no news any more.
+            let finished_at = match self.store.session(*class_id, *session_id).await?.map(|session| session.state) {
+                Some(SessionState::Finished { at, .. }) if reason.kind().expires_at(at) > now => Some(at),
+                _ => None,
+            };
+            if let Some(queued_at) = finished_at {
+                let mut mails = Vec::new();
+                for record in self.store.records(*session_id, None).await? {
+                    let to = record.student_id;
+                    if record.status == Status::Absent && self.store.user(to).await?.as_ref().is_some_and(wants_notices)
+                    {
+                        let id = MailId(self.ids.next(now));
+                        // What is there already is the same notice: this was done before, and not to its end.
+                        let replaces_before = Timestamp::from_millis(i64::MIN);
+                        mails.push(NewMail { id, to, reason, token: None, queued_at, replaces_before });
+                    }
                 }
+                self.store.queue_mails(mails).await?;
             }
-            self.store.queue_mails(wanted).await?;
             self.store.absences_queued(*session_id).await?;
         }
         Ok(finished.len())

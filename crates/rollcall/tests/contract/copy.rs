@@ -155,6 +155,8 @@ fn account(number: u32) -> Item {
         password_hash: PasswordHash::stored(format!("$2b$04${number:053}")),
         token_version: number % 3,
         disabled: number % 7 == 3,
+        email_confirmed: number.is_multiple_of(2),
+        absence_notices: number % 3 != 1,
         created_at: Timestamp::from_millis(1_700_000_000_000 + i64::from(number)),
     })
 }
@@ -165,6 +167,7 @@ fn class(number: u32, students: impl Iterator<Item = u32>) -> Item {
         name: ClassName::stored(format!("Class {number}")),
         teacher_id: user(0),
         archived: number % 5 == 4,
+        absence_notices: number.is_multiple_of(2),
         created_at: Timestamp::from_millis(1_700_000_000_000),
     };
     Item::Class(ClassWithStudents { class, student_ids: students.map(user).collect() })

@@ -15,6 +15,7 @@ mod history;
 mod isolation;
 mod lifecycle;
 mod limits;
+mod mail;
 mod mark;
 mod matrix;
 mod membership;

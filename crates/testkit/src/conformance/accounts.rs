@@ -3,7 +3,7 @@
 use futures_util::future::join_all;
 use rollcall_core::UserId;
 use rollcall_core::store::{Change, Inserted, Page};
-use rollcall_core::user::{AccountChange, Email, EmailKey, PasswordHash, Role};
+use rollcall_core::user::{Account, AccountChange, Email, EmailKey, PasswordHash, Role};
 
 use super::world::{Stores, World, all};
 
@@ -30,7 +30,7 @@ pub async fn an_address_belongs_to_one_account<S: Stores>(world: World<S>) {
             .map(|number| {
                 let text = format!("Jürgen{round}@Example.org");
                 let text = if number % 2 == 0 { text.to_uppercase() } else { text };
-                rollcall_core::user::Account { email: Email::stored(text), ..world.account(Role::Student) }
+                Account { email: Email::stored(text), ..world.account(Role::Student) }
             })
             .collect();
         let inserted = join_all(accounts.iter().map(|account| world.store.insert_user(account.clone(), None))).await;
@@ -71,6 +71,40 @@ pub async fn changes_to_an_account_end_its_tokens<S: Stores>(world: World<S>) {
     let told = listener.changes(4).await;
     assert_eq!(told[..3], [const { UserId::NOTHING }; 3].map(|_| Change::Account(account.id)));
     assert_eq!(told[3], Change::Account(last), "nothing was told of what changed nothing");
+}
+
+/// What somebody does who reads the own mails. Only a new password ends logins; what changes nothing says nothing.
+pub async fn what_mails_change_in_an_account<S: Stores>(world: World<S>) {
+    let mut account = world.account(Role::Student);
+    world.store.insert_user(account.clone(), None).await.unwrap();
+    let quiet = Account { email_confirmed: true, absence_notices: false, ..world.account(Role::Teacher) };
+    world.store.insert_user(quiet.clone(), None).await.unwrap();
+    assert_eq!(world.store.user(quiet.id).await.unwrap(), Some(quiet));
+    let mut listener = world.follow(None).await;
+    let reset = |hash| AccountChange::ResetPassword(PasswordHash::stored(hash));
+    let steps = [
+        (AccountChange::AbsenceNotices(true), false),
+        (AccountChange::AbsenceNotices(false), true),
+        (AccountChange::AbsenceNotices(false), false),
+        (AccountChange::ConfirmEmail, true),
+        (AccountChange::ConfirmEmail, false),
+        (AccountChange::AbsenceNotices(true), true),
+        (reset("$2b$10$another"), true),
+    ];
+    for (change, changes) in steps {
+        let next = account.clone().changed(change.clone());
+        assert_eq!(next != account, changes);
+        account = next;
+        assert_eq!(world.store.change_user(account.id, change).await.unwrap().as_ref(), Some(&account));
+        assert_eq!(world.store.user(account.id).await.unwrap().as_ref(), Some(&account));
+    }
+    assert_eq!((account.token_version, account.email_confirmed, account.absence_notices), (4, true, true));
+    let other = world.student().await;
+    let reset = world.store.change_user(other, reset("$2b$10$mailed")).await.unwrap().unwrap();
+    assert_eq!((reset.token_version, reset.email_confirmed), (4, true), "it was sent to the address");
+    let told = listener.changes(6).await;
+    let wanted = [account.id, account.id, account.id, account.id, other, other];
+    assert_eq!(told, wanted.map(Change::Account));
 }
 
 /// Pages of accounts and of students, by id, without gaps or doubles.

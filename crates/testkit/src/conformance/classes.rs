@@ -1,11 +1,11 @@
 //! Classes and who is in them.
 
-use rollcall_core::class::ClassName;
+use rollcall_core::class::{Class, ClassChange, ClassName};
 use rollcall_core::session::{Counts, Event, Status};
 use rollcall_core::store::{Change, ClassChanged, Page, Started};
 use rollcall_core::{ClassId, SessionId, UserId};
 
-use super::world::{Stores, World, all, changed, named};
+use super::world::{Stores, World, all, changed, named, notices};
 
 /// The order of enrolment is kept; enrolling twice and removing who is not there change nothing.
 pub async fn students_stand_in_the_order_of_enrolment<S: Stores>(world: World<S>) {
@@ -85,6 +85,44 @@ pub async fn classes_are_listed_by_teacher_and_student<S: Stores>(world: World<S
     assert_eq!(sorted(world.store.class_ids_of(student).await.unwrap()), active);
     assert_eq!(sorted(world.store.class_ids_of(teacher).await.unwrap()), own);
     assert_eq!(world.store.class_ids_of(other).await.unwrap(), [foreign]);
+}
+
+/// What a change does not name stays; what changes nothing says nothing.
+pub async fn a_class_is_changed_in_parts<S: Stores>(world: World<S>) {
+    let (teacher, class, students) = world.course(2).await;
+    let mut wanted = world.store.class(class).await.unwrap().unwrap();
+    assert!(!wanted.absence_notices);
+    let mut listener = world.follow(None).await;
+    let both = |name, wanted| ClassChange { name: Some(ClassName::stored(name)), absence_notices: Some(wanted) };
+    let steps = [
+        (named("Physics"), true),
+        (named("Physics"), false),
+        (notices(false), false),
+        (notices(true), true),
+        (notices(true), false),
+        (ClassChange::default(), false),
+        (both("Physics", true), false),
+        (both("Physics", false), true),
+        (both("Chemistry", false), true),
+        (both("Physics", true), true),
+    ];
+    let mut told = Vec::new();
+    for (change, changes) in steps {
+        let next = wanted.clone().changed(change.clone());
+        assert_eq!(next != wanted, changes);
+        wanted = next;
+        let now = changed(world.store.change_class(class, change).await.unwrap());
+        assert_eq!((&now.class, &now.student_ids), (&wanted, &students));
+        assert_eq!(world.store.class(class).await.unwrap().as_ref(), Some(&wanted));
+        told.extend(changes.then_some(Change::Class { class_id: class, teacher_id: teacher }));
+    }
+    assert_eq!(world.store.classes_of_teacher(teacher, false, all()).await.unwrap()[0].class, wanted);
+    assert_eq!(world.store.classes_of_student(students[0], all()).await.unwrap(), std::slice::from_ref(&wanted));
+    let made = Class { id: ClassId(world.id()), ..wanted };
+    world.store.insert_class(made.clone()).await.unwrap();
+    assert_eq!(world.store.class(made.id).await.unwrap().as_ref(), Some(&made));
+    told.push(Change::Class { class_id: made.id, teacher_id: teacher });
+    assert_eq!(listener.changes(told.len()).await, told);
 }
 
 /// An archived class is kept and read, and takes nothing.

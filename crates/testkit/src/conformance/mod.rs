@@ -14,6 +14,7 @@
 
 pub mod accounts;
 pub mod classes;
+pub mod outbox;
 pub mod races;
 pub mod recovery;
 pub mod sessions;
@@ -31,11 +32,13 @@ macro_rules! store_conformance {
                 accounts_are_found_by_id_and_address,
                 an_address_belongs_to_one_account,
                 changes_to_an_account_end_its_tokens,
+                what_mails_change_in_an_account,
                 lists_of_accounts_are_paged,
             }
             classes {
                 students_stand_in_the_order_of_enrolment,
                 classes_are_listed_by_teacher_and_student,
+                a_class_is_changed_in_parts,
                 an_archived_class_takes_no_changes,
                 archiving_finishes_the_open_session,
                 what_is_not_there_is_not_found,
@@ -75,6 +78,20 @@ macro_rules! store_conformance {
                 what_another_process_commits_is_heard,
                 what_another_process_commits_counts_at_once,
                 a_closed_store_answers_and_ends_its_streams,
+            }
+            outbox {
+                mails_are_taken_when_they_are_due,
+                a_newer_mail_takes_the_place_of_an_older,
+                many_mails_are_queued_at_once,
+                takers_do_not_share_a_mail,
+                an_account_comes_with_its_welcome,
+                who_loses_an_address_gets_no_mail,
+                a_token_is_used_once,
+                a_token_that_is_not_good_changes_nothing,
+                expired_mails_are_forgotten,
+                finished_sessions_are_noted_for_their_absent,
+                finishing_at_once_notes_once,
+                what_waits_is_sent_after_a_restart,
             }
             recovery {
                 what_was_open_goes_on_after_a_restart,

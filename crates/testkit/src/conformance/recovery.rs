@@ -3,7 +3,7 @@
 //! A killed process needs a process: a test binary that runs itself again. The child calls [`mark_until_killed`]; the
 //! parent reads its output, kills it, and calls [`Acknowledged::check`] on the data that it left.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
 use std::sync::Arc;
 
@@ -11,7 +11,7 @@ use rollcall_core::session::{Command, Event, Revision, Status};
 use rollcall_core::store::{Outcome, Store, Target};
 use rollcall_core::{ClassId, SessionId, UserId};
 
-use super::world::{Stores, World, done, mark};
+use super::world::{Stores, World, changed, done, mark, notices};
 
 /// Closed and opened again, everything is where it was: the open session, its marks, and what had been done already.
 pub async fn what_was_open_goes_on_after_a_restart<S: Stores>(mut world: World<S>) {
@@ -43,6 +43,7 @@ pub async fn mark_until_killed<S: Stores + 'static>(world: World<S>) {
     let mut teachers = tokio::task::JoinSet::new();
     for _ in 0..8 {
         let (teacher, class, students) = world.course(5).await;
+        changed(world.store.change_class(class, notices(true)).await.unwrap());
         let world = Arc::clone(&world);
         teachers.spawn(async move {
             for round in 0_usize.. {
@@ -104,6 +105,8 @@ impl Acknowledged {
     /// Everything that was acknowledged is in the store, nothing stands after DONE, and no revision is missing; and
     /// the class goes on.
     pub async fn check(&self, store: &dyn Store) {
+        let noted = store.absences(1_000_000).await.unwrap();
+        let noted: BTreeSet<_> = noted.iter().map(|noted| (noted.session_id, noted.class_id)).collect();
         for (id, (class, said)) in &self.sessions {
             let info = store.session(*class, *id).await.unwrap().expect("a session that was started");
             let log = store.log(*id, None, super::world::all()).await.unwrap();
@@ -123,6 +126,7 @@ impl Acknowledged {
             assert!(done.is_none_or(|place| place + 1 == log.len()), "nothing after DONE");
             let open = store.open_session(*class).await.unwrap().filter(|open| open.info().id == *id);
             assert_eq!(open.is_some(), done.is_none());
+            assert_eq!(noted.contains(&(*id, *class)), done.is_some(), "noted in the same step as the end");
             let mut last = BTreeMap::new();
             for entry in &log {
                 if let Event::Marked { student_id, new, .. } = entry.event {

@@ -244,6 +244,11 @@ pub(super) fn named(name: &str) -> ClassChange {
     ClassChange { name: Some(ClassName::stored(name)), absence_notices: None }
 }
 
+/// Whether a class sends notices.
+pub(super) fn notices(wanted: bool) -> ClassChange {
+    ClassChange { name: None, absence_notices: Some(wanted) }
+}
+
 /// The whole of a list.
 pub(super) fn all<K>() -> Page<K> {
     Page { after: None, limit: 100_000 }
