@@ -294,7 +294,7 @@ pub trait Outbox {
     /// Whose token that is, in a mail of this kind, if it is good at `now`: neither used, nor replaced, nor expired.
     async fn token_owner(&self, token: TokenHash, kind: Kind, now: Timestamp) -> Result<Option<UserId>, StoreError>;
     /// Uses a token that is good at `now` up, and in the same step changes the account of its owner, who must not be
-    /// disabled.
+    /// disabled. Its mail is over.
     async fn use_token(
         &self,
         token: TokenHash,

@@ -61,8 +61,9 @@ pub(crate) struct Letters {
 impl Letters {
     /// Reads the templates in `folder`, which take the place of the built-in ones, and tries all of them.
     pub(crate) fn new(from: Originator, url: PublicUrl, folder: Option<&Path>) -> anyhow::Result<Self> {
-        let mut templates = Environment::empty();
-        minijinja_defaults(&mut templates);
+        let mut templates = Environment::new();
+        // What is escaped goes by a name's end: `.html`. A value that is misspelt is found at the start, not in a mail.
+        templates.set_undefined_behavior(UndefinedBehavior::Strict);
         for (name, text) in BUILT_IN {
             templates.add_template(name, text).with_context(|| format!("the built-in template {name}"))?;
         }
@@ -151,11 +152,6 @@ impl Letters {
     fn unsubscribe(&self, token: &str) -> String {
         format!("{}/unsubscribe/{token}", self.url.as_str())
     }
-}
-
-fn minijinja_defaults(templates: &mut Environment<'static>) {
-    // A name that is misspelt is found at the start, not in a mail.
-    templates.set_undefined_behavior(UndefinedBehavior::Strict);
 }
 
 /// The templates of an operator, by name.
@@ -275,6 +271,15 @@ mod tests {
         let Subject::Absence { class, .. } = &mut absence.subject else { panic!("an absence") };
         *class = ClassName::stored("x\r\nBcc: all@school.example");
         assert!(!written(&absence).contains("\nBcc:"));
+    }
+
+    #[test]
+    fn names_are_no_html() {
+        let [_, _, absence] = samples();
+        let letters = letters(None).unwrap();
+        let html = letters.render("absence.html", &letters.values(&absence)).unwrap();
+        assert!(html.contains("Hello Ada &quot;&lt;b&gt;&quot; Lovelace, née Çelik,"), "{html}");
+        assert!(html.contains("<strong>Maths &amp; &lt;Physics&gt;, 日本</strong>"), "{html}");
     }
 
     #[test]

@@ -244,17 +244,17 @@ impl Worker {
         let wait = self.back_off(state.failures);
         state.failures = state.failures.saturating_add(1);
         state.paused_until = Some(Instant::now() + wait);
-        match failure {
-            Failure::Setup(_) => {
-                tracing::error!(why = %failure, again_after = ?wait, "the mail server takes no mail; they wait")
-            }
-            _ => tracing::warn!(why = %failure, again_after = ?wait, "the mail server does not work; mails wait"),
+        if matches!(failure, Failure::Setup(_)) {
+            tracing::error!(why = %failure, again_after = ?wait, "the mail server takes no mail; they wait");
+        } else {
+            tracing::warn!(why = %failure, again_after = ?wait, "the mail server does not work; mails wait");
         }
         wait
     }
 
     /// The mail server did what a mail server does.
     fn works(&self) {
+        metric::server_up().set(1.0);
         let mut state = self.state.lock();
         if std::mem::take(&mut state.failures) > 0 {
             tracing::info!("the mail server works again");
@@ -409,7 +409,7 @@ impl Seldom {
     }
 }
 
-/// Numbers that spread retries (Steele and others, 2014: SplitMix).
+/// Numbers that spread retries (Steele and others, 2014: `SplitMix`).
 struct Jitter(AtomicU64);
 
 impl Jitter {

@@ -155,11 +155,8 @@ impl Server {
             within(self.limits.command, TlsConnector::from(Arc::clone(&self.tls)).connect(name, wire)).await;
         let wire = connected.map_err(|error| {
             let text = format!("no TLS with {host}:{port}: {error}");
-            if error.get_ref().is_some_and(|inner| inner.is::<rustls::Error>()) {
-                Failure::Setup(text)
-            } else {
-                Failure::Away(text)
-            }
+            // So the library marks what was wrong with the server's side of TLS, its certificate above all.
+            if error.kind() == io::ErrorKind::InvalidData { Failure::Setup(text) } else { Failure::Away(text) }
         })?;
         Ok(Box::new(wire))
     }
@@ -359,7 +356,7 @@ mod tests {
 
     /// What a server that says `answers`, whatever it hears, makes of a message.
     async fn told(answers: &str) -> Result<(), Failure> {
-        let (near, mut far) = tokio::io::duplex(64 << 10);
+        let (near, mut far) = tokio::io::duplex(1 << 20);
         far.write_all(answers.as_bytes()).await.unwrap();
         let mut connection = Connection::new(Box::new(near), Limits::default());
         let message = Message { from: "a@b.c".into(), to: "d@e.f".into(), bytes: b"Subject: x\r\n\r\ny\r\n".to_vec() };
@@ -371,7 +368,7 @@ mod tests {
     #[tokio::test]
     async fn the_end_of_the_message_divides_no_from_perhaps() {
         let start = "220-hello\r\n220 you\r\n250-me\r\n250 PIPELINING\r\n";
-        let to = |answers: &str| told(&format!("{start}{answers}"));
+        let to = async |answers: &str| told(&format!("{start}{answers}")).await;
         assert!(matches!(to("250 a\r\n251 b\r\n354 c\r\n250 d\r\n").await, Ok(())));
         for early in ["", "250 a\r\n", "250 a\r\n250 b\r\n", "250 a\r\n250 b\r\n3", "250 a\r\nthat is all\r\n"] {
             assert!(matches!(to(early).await, Err(Failure::Away(_))), "{early:?}");
@@ -384,5 +381,29 @@ mod tests {
         assert!(matches!(told("220 hi\r\n502 no\r\n").await, Err(Failure::Setup(_))));
         assert!(matches!(told("554 go away\r\n").await, Err(Failure::Setup(_))));
         assert!(matches!(told(&format!("220 {}", "x".repeat(100_000))).await, Err(Failure::Away(_))));
+    }
+
+    /// What somebody on the way slips in before TLS would be read as the server's answers within it.
+    #[tokio::test]
+    async fn answers_from_before_tls_are_not_read_in_it() {
+        let listening = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listening.local_addr().unwrap().port();
+        let server = Server {
+            url: SmtpUrl::parse(&format!("smtp://user:password@127.0.0.1:{port}")).unwrap(),
+            tls: crate::tls::client(None).unwrap(),
+            hello: "school.example".to_owned(),
+            limits: Limits::default(),
+        };
+        let slip_in = async {
+            let (mut stream, _) = listening.accept().await.unwrap();
+            stream.write_all(b"220 hello\r\n250-me\r\n250 STARTTLS\r\n220 go on\r\n250 AUTH PLAIN\r\n").await.unwrap();
+            let mut heard = String::new();
+            stream.read_to_string(&mut heard).await.unwrap();
+            heard
+        };
+        let (outcome, heard) = tokio::join!(server.connect(), slip_in);
+        let failure = outcome.err().expect("a failure");
+        assert!(matches!(&failure, Failure::Setup(why) if why.contains("more than an answer")), "{failure}");
+        assert_eq!(heard, "EHLO school.example\r\nSTARTTLS\r\n");
     }
 }

@@ -177,7 +177,9 @@ async fn use_token(
     let found = db.users.find_one(owner.clone()).session(&mut *tx).await?;
     let Some(account) = found.and_then(|found| healthy(USERS, &found, doc::account)) else { return Ok(None) };
     // Whoever uses it at the same moment makes this start anew, and then it is not good any more.
-    if db.mails.update_one(good, doc! { "$unset": { "token": "" } }).session(&mut *tx).await?.matched_count != 1 {
+    if db.mails.update_one(good, doc! { "$unset": { "token": "", "dueAt": "" } }).session(&mut *tx).await?.matched_count
+        != 1
+    {
         return Err(Halt::Again);
     }
     let (those, update) = user::update(change);

@@ -222,6 +222,8 @@ fn use_token(
     if user::find(tx.connection(), owner)?.is_none_or(|account| account.disabled) {
         return Ok(None);
     }
-    tx.connection().prepare_cached("UPDATE mails SET token = NULL WHERE token = ?1")?.execute([token.bytes()])?;
+    tx.connection()
+        .prepare_cached("UPDATE mails SET token = NULL, due_at = NULL WHERE token = ?1")?
+        .execute([token.bytes()])?;
     user::apply(tx, owner, change)
 }

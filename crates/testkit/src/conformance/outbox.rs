@@ -279,6 +279,7 @@ pub async fn a_token_is_used_once<S: Stores>(world: World<S>) {
         assert_eq!((account.id, account.token_version, account.email_confirmed), (student, 4, true));
         assert_eq!(world.store.user(student).await.unwrap().as_ref(), Some(account));
         assert_eq!(world.owner(number, Kind::ResetPassword).await, None);
+        assert_eq!(world.take(10).await, [], "nobody needs the mail any more");
         let last = world.student().await;
         assert_eq!(listener.changes(2).await, [student, last].map(Change::Account), "told once");
     }
@@ -316,6 +317,14 @@ pub async fn a_token_that_is_not_good_changes_nothing<S: Stores>(world: World<S>
     let confirm = world.store.use_token(token(1), Kind::ConfirmEmail, last, AccountChange::ConfirmEmail);
     let confirmed = confirm.await.unwrap().unwrap();
     assert_eq!((confirmed.email_confirmed, confirmed.token_version), (true, enabled.token_version));
+
+    // Nor does an attempt that was under way bring the mail back.
+    world.clock.advance(ASK_AGAIN + MOMENT);
+    world.queue(world.mail_with(student, Reason::ConfirmEmail, 4)).await;
+    let taken = world.take(10).await.into_iter().find(|mail| mail.reason == Reason::ConfirmEmail).unwrap();
+    world.use_token(4, Kind::ConfirmEmail, AccountChange::ConfirmEmail).await.unwrap();
+    world.settle(&taken, Fate::Due(world.clock.now())).await;
+    assert!(world.take(10).await.iter().all(|mail| mail.id != taken.id));
 
     // One that changes nothing is used up all the same.
     world.clock.advance(ASK_AGAIN + MOMENT);

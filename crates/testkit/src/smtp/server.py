@@ -8,8 +8,10 @@ import asyncio
 import email
 import email.policy
 import json
+import logging
 import ssl
 import sys
+import warnings
 
 from aiosmtpd.smtp import SMTP, AuthResult
 
@@ -84,6 +86,8 @@ class Handler:
         )
         if misbehaviour.now("drop-after-acceptance", to):
             server.transport.abort()
+        if misbehaviour.now("hang-after-acceptance", to):
+            await asyncio.Event().wait()
         return "250 2.0.0 Ok"
 
 
@@ -155,4 +159,7 @@ async def main():
     await obey(reader)
 
 
+# It has opinions on what is done to it here on purpose.
+logging.disable(logging.CRITICAL)
+warnings.simplefilter("ignore")
 asyncio.run(main())
