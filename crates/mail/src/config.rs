@@ -55,7 +55,7 @@ impl Default for Limits {
             acceptance: Duration::from_mins(10),
             first_retry: Duration::from_secs(10),
             longest_retry: Duration::from_mins(15),
-            end: Duration::from_secs(5),
+            end: Duration::from_secs(4),
         }
     }
 }

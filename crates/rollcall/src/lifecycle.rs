@@ -37,7 +37,7 @@ use crate::tls::{Current, Tls};
 use crate::traces::Exporter;
 use crate::{secret_file, telemetry};
 
-/// How long requests that are being answered may take to end when the server stops.
+/// How long requests that are being answered, and work in the background, may take to end when the server stops.
 const FINISH_REQUESTS: Duration = Duration::from_secs(5);
 /// Over how long sockets are closed when the server stops, so that not all come back in the same moment.
 const CLOSE_OVER: Duration = Duration::from_secs(1);
@@ -95,15 +95,7 @@ async fn run(config: Config, open_files: usize) -> anyhow::Result<()> {
 
     let database = config.database.open(OpenMode::Serve, Arc::clone(&clock)).await?;
     let jwt_secret = jwt_secret(&config)?;
-    let hasher = BcryptPool::start(config.bcrypt_cost).context("no threads for hashing passwords")?;
-    let mail_key = || Arc::new(MailKey::new(&jwt_secret)) as Arc<dyn MailTokens>;
-    let ports = Ports {
-        store: observer.around(&database),
-        clock: Arc::clone(&clock),
-        hasher: Arc::new(hasher),
-        ids: system::ids()?,
-        mail_tokens: config.mail.as_ref().map(|_| mail_key()),
-    };
+    let ports = ports(&config, observer.around(&database), Arc::clone(&clock), &jwt_secret)?;
     let work = CancellationToken::new();
     let limits = Limits::start(&config, &jwt_secret, &work).await;
     let services = Arc::new(Services::new(ports, config.teacher_signup.clone()));
@@ -132,16 +124,16 @@ async fn run(config: Config, open_files: usize) -> anyhow::Result<()> {
     );
 
     let mut feed = tokio::spawn(Arc::clone(&api).follow(work.clone()));
-    let backups = match (&config.backups, config.database.file()) {
-        (Some(backups), Some(file)) => {
-            let clock = Arc::clone(&services.clock);
-            Some(tokio::spawn(backups.clone().run(file.clone(), clock, work.clone())))
-        }
-        _ => None,
-    };
-    let sender = sender.map(|sender| tokio::spawn(sender.run(Arc::clone(&services.mails), work.clone())));
-    let expiry = tokio::spawn(expire(Arc::clone(&services), config.session_max_age, work.clone()));
-    let server = Server { api, hub, database, stop: CancellationToken::new(), connections: TaskTracker::new(), work };
+    let stop = CancellationToken::new();
+    let background = TaskTracker::new();
+    if let (Some(backups), Some(file)) = (&config.backups, config.database.file()) {
+        background.spawn(backups.clone().run(file.clone(), Arc::clone(&clock), stop.clone()));
+    }
+    if let Some(sender) = sender {
+        background.spawn(sender.run(Arc::clone(&services.mails), stop.clone()));
+    }
+    background.spawn(expire(services, config.session_max_age, stop.clone()));
+    let server = Server { api, hub, database, stop, connections: TaskTracker::new(), work, background };
     tokio::select! {
         () = server.api.following() => {}
         ended = &mut feed => return Err(stopped(ended)),
@@ -186,14 +178,29 @@ async fn run(config: Config, open_files: usize) -> anyhow::Result<()> {
         }
     };
     if outcome.is_ok() {
-        // Cancelled with the rest of the work; a panic of theirs is in the log already.
-        let _ = tokio::join!(feed, expiry);
-        for task in [backups, sender].into_iter().flatten() {
-            let _ = task.await;
-        }
+        // Cancelled with the rest of the work; a panic of its is in the log already.
+        let _ = feed.await;
     }
     tracing::info!("ended");
     outcome
+}
+
+/// What the services stand on.
+fn ports(
+    config: &Config,
+    store: Arc<dyn Store>,
+    clock: Arc<dyn Clock>,
+    jwt_secret: &SecretSlice<u8>,
+) -> anyhow::Result<Ports> {
+    let hasher = BcryptPool::start(config.bcrypt_cost).context("no threads for hashing passwords")?;
+    let mail_key = || Arc::new(MailKey::new(jwt_secret)) as Arc<dyn MailTokens>;
+    Ok(Ports {
+        store,
+        clock,
+        hasher: Arc::new(hasher),
+        ids: system::ids()?,
+        mail_tokens: config.mail.as_ref().map(|_| mail_key()),
+    })
 }
 
 /// What sends mails, with its templates tried.
@@ -394,11 +401,13 @@ struct Server {
     api: Arc<Api>,
     hub: Arc<Hub>,
     database: Opened,
-    /// Stops the taking of connections and requests.
+    /// Stops the taking of connections and requests, and what is done in the background.
     stop: CancellationToken,
     connections: TaskTracker,
-    /// Stops what works in the background.
+    /// Stops what tells sockets of commits.
     work: CancellationToken,
+    /// What is done with the database beside requests: backups, mails, the end of old sessions.
+    background: TaskTracker,
 }
 
 impl Server {
@@ -407,8 +416,16 @@ impl Server {
         self.api.start_draining();
         self.stop.cancel();
         self.connections.close();
-        if timeout(FINISH_REQUESTS, self.connections.wait()).await.is_err() {
+        self.background.close();
+        let (requests, background) = tokio::join!(
+            timeout(FINISH_REQUESTS, self.connections.wait()),
+            timeout(FINISH_REQUESTS, self.background.wait()),
+        );
+        if requests.is_err() {
             tracing::warn!(connections = self.connections.len(), "requests are cut off that did not end in time");
+        }
+        if background.is_err() {
+            tracing::warn!(tasks = self.background.len(), "work is cut off that did not end in time");
         }
         // Requests first: one of them may just have become a socket.
         self.hub.close_all(close::RESTART, CLOSE_OVER);
