@@ -3,7 +3,7 @@
 //! * [`MongoStore`] is the adapter: [`user`], [`class`], [`session`] and [`record`] hold the statements of one noun
 //!   each, reads and writes beside each other.
 //! * [`doc`] turns documents into the core's values and back. It alone knows field names' meaning.
-//! * [`db`] sends: with a time limit, and until the outcome is known.
+//! * [`db`] sends: with a time limit, and until the outcome is known. [`now`] reads what is proven to be the newest.
 //! * [`queue`] orders the commands to open sessions and writes many at once, with the help of [`memory`];
 //!   [`updates`] sends those of many sessions together.
 //! * [`stream`] tells what was committed.
@@ -19,6 +19,7 @@ mod db;
 mod doc;
 mod error;
 mod memory;
+mod now;
 mod open;
 mod queue;
 mod record;
@@ -76,7 +77,7 @@ impl Store for MongoStore {
     }
 
     async fn ping(&self) -> Result<(), StoreError> {
-        session::prove_writable(&self.db).await
+        self.db.read(self.db.now()).await.map(drop)
     }
 }
 
