@@ -11,8 +11,9 @@
 //! * [`transfer`] is the database as a whole, for `rollcall copy`.
 //!
 //! To add a method of the port, put its statement into the noun's file. One document is changed by one update through
-//! `Db::settle`, which must be a statement that may be repeated; several by `Db::transact`. Whatever others must hear
-//! of has to be seen from the change alone: an entry in a session's log, or `lastChange` of a class.
+//! `Db::settle`, which must be a statement that may be repeated; several by `Db::transact`. What is asked about a session
+//! is read by `Db::find_one_now`. Whatever others must hear of has to be seen from the change alone: an entry in a
+//! session's log, or `lastChange` of a class.
 
 mod class;
 mod db;

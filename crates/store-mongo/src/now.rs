@@ -77,12 +77,11 @@ impl Db {
         }
         let began = Instant::now();
         let mut write = std::pin::pin!(self.write_proof());
-        let time = match tokio::time::timeout(STUCK, &mut write).await {
-            Ok(time) => time?,
-            Err(_) => {
-                drop(turn);
-                write.await?
-            }
+        let time = if let Ok(time) = tokio::time::timeout(STUCK, &mut write).await {
+            time?
+        } else {
+            drop(turn);
+            write.await?
         };
         let mut proven = self.now.proven.lock();
         if proven.is_none_or(|proven| proven.began < began) {
