@@ -9,7 +9,7 @@ use futures_util::future::BoxFuture;
 use mongodb::bson::{Bson, Document, Timestamp, doc, oid};
 use mongodb::error::Error;
 use mongodb::options::{
-    Acknowledgment, CollectionOptions, ReadConcern, ReadPreference, SelectionCriteria, TransactionOptions, WriteConcern,
+    Acknowledgment, ReadConcern, ReadPreference, SelectionCriteria, TransactionOptions, WriteConcern,
 };
 use mongodb::{Client, ClientSession, Collection, Database};
 use rollcall_core::store::{Page, StoreError};
@@ -19,6 +19,7 @@ use crate::class::CLASSES;
 use crate::doc::{self, Key, Problem, healthy};
 use crate::error::{Failure, Gone};
 use crate::mail::{ABSENCES, MAILS};
+use crate::now::{Now, PROOF};
 use crate::record::{EARLIER_RECORDS, RECORDS};
 use crate::session::SESSIONS;
 use crate::user::USERS;
@@ -32,16 +33,14 @@ const SETTLE: Duration = Duration::from_millis(4_500);
 /// How long to wait before a message is sent again to a database that is away.
 pub(crate) const PAUSE: Duration = Duration::from_millis(50);
 
-/// The collections. Field names are in [`crate::doc`].
+/// The collections. What is read in them is what a majority holds, which may not be the newest: [`crate::now`] proves
+/// that. Field names are in [`crate::doc`].
 pub(crate) struct Db {
-    client: Client,
+    pub(crate) client: Client,
     pub(crate) database: Database,
     pub(crate) users: Collection<Document>,
     pub(crate) classes: Collection<Document>,
-    /// Read here is what a majority holds.
     pub(crate) sessions: Collection<Document>,
-    /// Read here is what stands at the moment of reading, proven by the primary.
-    pub(crate) sessions_now: Collection<Document>,
     pub(crate) records: Collection<Document>,
     /// Records of an earlier backend, under the other name that it may have given them.
     pub(crate) earlier_records: Collection<Document>,
@@ -50,6 +49,9 @@ pub(crate) struct Db {
     pub(crate) mails: Collection<Document>,
     /// Finished sessions whose absent students are to be told.
     pub(crate) absences: Collection<Document>,
+    /// What is written to prove that a read is of now.
+    pub(crate) proof: Collection<Document>,
+    pub(crate) now: Now,
     pub(crate) closed: CancellationToken,
 }
 
@@ -80,21 +82,17 @@ pub(crate) fn write_concern() -> WriteConcern {
 impl Db {
     pub(crate) fn new(client: Client, name: &str) -> Self {
         let database = client.database(name);
-        let now = CollectionOptions::builder()
-            .read_concern(ReadConcern::linearizable())
-            .selection_criteria(SelectionCriteria::ReadPreference(ReadPreference::Primary))
-            .write_concern(write_concern())
-            .build();
         Self {
             users: database.collection(USERS),
             classes: database.collection(CLASSES),
             sessions: database.collection(SESSIONS),
-            sessions_now: database.collection_with_options(SESSIONS, now),
             records: database.collection(RECORDS),
             earlier_records: database.collection(EARLIER_RECORDS),
             openings: database.collection("openings"),
             mails: database.collection(MAILS),
             absences: database.collection(ABSENCES),
+            proof: database.collection(PROOF),
+            now: Now::default(),
             closed: CancellationToken::new(),
             client,
             database,

@@ -3,7 +3,7 @@
 //! * [`MongoStore`] is the adapter: [`user`], [`class`], [`session`], [`record`] and [`mail`] hold the statements of
 //!   one noun each, reads and writes beside each other.
 //! * [`doc`] turns documents into the core's values and back. It alone knows field names' meaning.
-//! * [`db`] sends: with a time limit, and until the outcome is known.
+//! * [`db`] sends: with a time limit, and until the outcome is known. [`now`] reads what is proven to be the newest.
 //! * [`queue`] orders the commands to open sessions and writes many at once, with the help of [`memory`];
 //!   [`updates`] sends those of many sessions together.
 //! * [`stream`] tells what was committed.
@@ -11,8 +11,9 @@
 //! * [`transfer`] is the database as a whole, for `rollcall copy`.
 //!
 //! To add a method of the port, put its statement into the noun's file. One document is changed by one update through
-//! `Db::settle`, which must be a statement that may be repeated; several by `Db::transact`. Whatever others must hear
-//! of has to be seen from the change alone: an entry in a session's log, or `lastChange` of a class.
+//! `Db::settle`, which must be a statement that may be repeated; several by `Db::transact`. What is asked about a session
+//! is read by `Db::find_one_now`. Whatever others must hear of has to be seen from the change alone: an entry in a
+//! session's log, or `lastChange` of a class.
 
 mod class;
 mod db;
@@ -20,6 +21,7 @@ mod doc;
 mod error;
 mod mail;
 mod memory;
+mod now;
 mod open;
 mod queue;
 mod record;
@@ -77,7 +79,7 @@ impl Store for MongoStore {
     }
 
     async fn ping(&self) -> Result<(), StoreError> {
-        session::prove_writable(&self.db).await
+        self.db.read(self.db.now()).await.map(drop)
     }
 }
 

@@ -29,7 +29,7 @@ use rollcall_core::store::{Cause, Outcome, REPEAT_WINDOW, Receipt, SessionChange
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio_util::task::TaskTracker;
 
-use crate::db::{Db, PAUSE, SERVER};
+use crate::db::{Db, PAUSE};
 use crate::doc::{self, entry_doc, id, integer};
 use crate::error::{Failure, Gone, internal};
 use crate::memory::{Live, Memory, size_of};
@@ -274,13 +274,13 @@ impl Shared {
 
     /// Asks the database which session `target` means.
     async fn load(&self, target: Target) -> Result<Found, StoreError> {
-        let sessions = &self.db.sessions_now;
+        let sessions = &self.db.sessions;
         let class = match target {
             Target::Class(class) => class,
             Target::OpenedBy(teacher) => {
                 let open = doc! { "teacherId": id(teacher), "state": "open" };
                 let find = sessions.find_one(open).projection(doc::open_fields()).sort(doc! { "opened": -1 });
-                let Some(session) = self.db.read(find.max_time(SERVER)).await? else {
+                let Some(session) = self.db.find_one_now(find).await? else {
                     self.memory.forget_last(teacher);
                     return Ok(Found::None(None));
                 };
@@ -289,7 +289,8 @@ impl Shared {
                 return Ok(Found::Open(Box::new(live)));
             }
             Target::Session(session) => {
-                let found = self.db.find_one(sessions, doc! { "_id": id(session) }, doc! { "classId": 1 }).await?;
+                let find = sessions.find_one(doc! { "_id": id(session) }).projection(doc! { "classId": 1 });
+                let found = self.db.find_one_now(find).await?;
                 match found.and_then(|session| doc::as_id(session.get("classId"))) {
                     Some(class) => class,
                     None => return Ok(Found::None(None)),
@@ -298,7 +299,7 @@ impl Shared {
         };
         let find = sessions.find_one(doc! { "classId": id(class) }).projection(doc::open_fields());
         // If one is open it is the newest.
-        let newest = self.db.read(find.sort(doc! { "firstRev": -1 }).max_time(SERVER)).await?;
+        let newest = self.db.find_one_now(find.sort(doc! { "firstRev": -1 })).await?;
         let Some(newest) = newest else {
             return Ok(Found::None(Some(Seen { class_id: class, revision: Revision(0) })));
         };
@@ -527,7 +528,7 @@ impl Shared {
         let place = integer(revision.0.saturating_sub(first.0));
         let session = doc! { "_id": fence.get("_id").cloned() };
         let fields = doc! { "epoch": 1, "log": { "$slice": [place, 1_i64] } };
-        let found = self.db.find_one(&self.db.sessions_now, session, fields).await?;
+        let found = self.db.find_one_now(self.db.sessions.find_one(session).projection(fields)).await?;
         let Some(found) = found else { return Ok(Some(None)) };
         let entry = session::read(&found, doc::log)?.pop();
         // An epoch never comes back.

@@ -29,12 +29,17 @@ impl Records for MongoStore {
 
     async fn last_record(&self, class: ClassId, student: UserId) -> Result<Option<Record>, StoreError> {
         let finished = doc! { "classId": id(class), "state": "finished" };
-        let last = self.db.sessions_now.find_one(finished).projection(doc! { "_id": 1 });
-        let last = self.db.read(last.sort(doc! { "firstRev": -1 }).max_time(SERVER)).await?;
-        if let Some(session) = last.and_then(|session| doc::as_id(session.get("_id"))) {
-            return Ok(self.records(session, Some(student)).await?.pop());
+        let last = self.db.sessions.find_one(finished).projection(doc! { "_id": 1 }).sort(doc! { "firstRev": -1 });
+        let found = self.db.read(async {
+            let mut now = self.db.now().await?;
+            let Some(session) = last.max_time(SERVER).session(&mut now).await? else { return Ok(None) };
+            let own = doc! { "sessionId": session.get("_id").cloned(), "studentId": id(student) };
+            self.db.records.find_one(own).max_time(SERVER).session(&mut now).await.map(Some)
+        });
+        match found.await? {
+            Some(record) => Ok(record.and_then(|record| healthy(RECORDS, &record, doc::record))),
+            None => self.earlier_record(class, student).await,
         }
-        self.earlier_record(class, student).await
     }
 }
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use futures_util::{FutureExt, TryStreamExt};
+use futures_util::FutureExt;
 use mongodb::ClientSession;
 use mongodb::bson::{Bson, Document, doc};
 use rollcall_core::error::Seen;
@@ -50,14 +50,15 @@ impl Sessions for MongoStore {
 
     async fn open_session(&self, class: ClassId) -> Result<Option<OpenSession>, StoreError> {
         let open = doc! { "classId": id(class), "state": "open" };
-        let found = self.db.find_one(&self.db.sessions_now, open, doc::open_fields()).await?;
+        let find = self.db.sessions.find_one(open).projection(doc::open_fields());
+        let found = self.db.find_one_now(find).await?;
         found.map(|session| read(&session, doc::open_session)).transpose()
     }
 
     async fn open_sessions(&self) -> Result<Vec<OpenSession>, StoreError> {
         let open = doc! { "state": "open" };
-        let find = self.db.sessions_now.find(open).projection(doc::open_fields()).sort(doc! { "opened": 1 });
-        let found: Vec<_> = self.db.read(async { find.max_time(SERVER).await?.try_collect().await }).await?;
+        let find = self.db.sessions.find(open).projection(doc::open_fields()).sort(doc! { "opened": 1 });
+        let found = self.db.list_now(find).await?;
         Ok(found.iter().filter_map(|session| healthy(SESSIONS, session, doc::open_session)).collect())
     }
 
@@ -67,9 +68,9 @@ impl Sessions for MongoStore {
 
     async fn sessions_older_than(&self, age: Duration) -> Result<Vec<SessionId>, StoreError> {
         let old = doc! { "state": "open", "startedAt": { "$lt": doc::time(self.clock.now().before(age)) } };
-        let find = self.db.sessions_now.find(old).projection(doc! { "_id": 1 }).sort(doc! { "opened": 1 });
-        let found: Vec<_> = self.db.read(async { find.max_time(SERVER).await?.try_collect().await }).await?;
-        Ok(found.iter().filter_map(|session: &Document| doc::as_id(session.get("_id"))).collect())
+        let find = self.db.sessions.find(old).projection(doc! { "_id": 1 }).sort(doc! { "opened": 1 });
+        let found = self.db.list_now(find).await?;
+        Ok(found.iter().filter_map(|session| doc::as_id(session.get("_id"))).collect())
     }
 
     async fn own_mark(&self, student: UserId, class: Option<ClassId>) -> Result<OwnMark, StoreError> {
@@ -80,8 +81,8 @@ impl Sessions for MongoStore {
             Some(class) => (doc! { "classId": id(class) }, doc! { "firstRev": -1 }),
             None => (doc! { "state": "open", "roster": id(student) }, doc! { "opened": -1 }),
         };
-        let found = self.db.sessions_now.find_one(filter).projection(fields).sort(order).max_time(SERVER);
-        let Some(session) = self.db.read(found).await? else {
+        let find = self.db.sessions.find_one(filter).projection(fields).sort(order);
+        let Some(session) = self.db.find_one_now(find).await? else {
             let seen = class.map(|class_id| Seen { class_id, revision: Revision(0) });
             return Ok(OwnMark::NoSession { seen });
         };
@@ -98,18 +99,21 @@ impl Sessions for MongoStore {
     }
 
     async fn sessions(&self, class: ClassId, page: Page<Revision>) -> Result<Vec<SessionInfo>, StoreError> {
+        if page.limit == 0 {
+            return Ok(Vec::new());
+        }
         let mut filter = doc! { "classId": id(class) };
         if let Some(before) = page.after {
             filter.insert("firstRev", doc! { "$lt": integer(before.0) });
         }
-        let order = doc! { "firstRev": -1 };
-        let found = self.db.list(&self.db.sessions_now, filter, doc::info_fields(), order, page.limit).await?;
+        let find = self.db.sessions.find(filter).projection(doc::info_fields()).sort(doc! { "firstRev": -1 });
+        let found = self.db.list_now(find.limit(i64::from(page.limit))).await?;
         Ok(found.iter().filter_map(|session| healthy(SESSIONS, session, doc::info)).collect())
     }
 
     async fn session(&self, class: ClassId, id: SessionId) -> Result<Option<SessionInfo>, StoreError> {
         let filter = doc! { "_id": doc::id(id), "classId": doc::id(class) };
-        let found = self.db.find_one(&self.db.sessions_now, filter, doc::info_fields()).await?;
+        let found = self.db.find_one_now(self.db.sessions.find_one(filter).projection(doc::info_fields())).await?;
         found.map(|session| read(&session, doc::info)).transpose()
     }
 
@@ -127,13 +131,15 @@ impl Sessions for MongoStore {
         let part = doc! { "$filter": { "input": "$log", "as": "entry", "cond": { "$and": wanted } } };
         let limit = i32::try_from(page.limit).unwrap_or(i32::MAX);
         let fields = doc! { "log": { "$slice": [part, limit] } };
-        let found = self.db.find_one(&self.db.sessions_now, doc! { "_id": doc::id(id) }, fields).await?;
+        let found =
+            self.db.find_one_now(self.db.sessions.find_one(doc! { "_id": doc::id(id) }).projection(fields)).await?;
         found.map_or(Ok(Vec::new()), |session| read(&session, doc::log))
     }
 
     async fn marks(&self, id: SessionId, student: Option<UserId>) -> Result<Vec<(UserId, Mark)>, StoreError> {
         let field = student.map_or_else(|| "marks".to_owned(), |student| format!("marks.{student}"));
-        let found = self.db.find_one(&self.db.sessions_now, doc! { "_id": doc::id(id) }, doc! { field: 1 }).await?;
+        let find = self.db.sessions.find_one(doc! { "_id": doc::id(id) }).projection(doc! { field: 1 });
+        let found = self.db.find_one_now(find).await?;
         found.map_or(Ok(Vec::new()), |session| read(&session, doc::marks))
     }
 }
@@ -141,11 +147,6 @@ impl Sessions for MongoStore {
 /// Reads what this program wrote; anything else is a defect.
 pub(crate) fn read<T>(session: &Document, read: fn(&Document) -> Result<T, doc::Problem>) -> Result<T, StoreError> {
     name_damage(SESSIONS, session, read(session)).map_err(|damage: Damaged| internal(damage.into()))
-}
-
-/// Asks what only a primary answers that has a majority behind it, and so could write.
-pub(crate) async fn prove_writable(db: &Db) -> Result<(), StoreError> {
-    db.find_one(&db.sessions_now, doc! { "_id": id(SessionId::NOTHING) }, doc! { "_id": 1 }).await.map(drop)
 }
 
 /// How many sessions are open.
@@ -258,8 +259,7 @@ pub(crate) async fn named_since(
     let fields = doc! {
         "classId": 1, "log": { "$filter": { "input": "$log", "as": "entry", "cond": named } },
     };
-    let find = db.sessions_now.find(filter).projection(fields).max_time(SERVER);
-    let found: Vec<Document> = db.read(async { find.await?.try_collect().await }).await?;
+    let found = db.list_now(db.sessions.find(filter).projection(fields)).await?;
     let mut changes = Vec::new();
     for session in found {
         let session_id = read(&session, |session| doc::get_id(session, "_id"))?;

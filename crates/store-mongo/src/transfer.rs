@@ -29,6 +29,7 @@ use crate::db::Db;
 use crate::doc::{self, Damaged};
 use crate::error::{DUPLICATE_KEY, Failure, Gone, OpenError, internal};
 use crate::mail::{ABSENCES, MAILS};
+use crate::now::PROOF;
 use crate::open;
 use crate::record::{EARLIER_RECORDS, RECORDS};
 use crate::session::{SESSIONS, actor};
@@ -502,7 +503,7 @@ impl Transfer for MongoTransfer {
         }
         for name in self.send(|| self.db.database.list_collection_names()).await? {
             let collection: Collection<Document> = self.db.database.collection(&name);
-            let own = name.starts_with("system.");
+            let own = name.starts_with("system.") || name == PROOF;
             if !own && !self.find(&collection, doc! {}, doc! { "_id": 1 }, doc! {}, 1).await?.is_empty() {
                 return Ok(State::Filled);
             }

@@ -3,7 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test without its store fails, as it should")]
 
 use std::collections::{HashMap, HashSet};
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -220,6 +220,54 @@ async fn two_replicas_mark_in_one_session() {
         stores[0].open_session(course.class).await.unwrap(),
         stores[1].open_session(course.class).await.unwrap()
     );
+}
+
+/// Readers on one replica, who share what proves that they read the newest, see all that was acknowledged on another
+/// before they asked.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs MongoDB: cargo xtask test"]
+async fn a_read_sees_what_was_acknowledged_before_it() {
+    let clock = SetClock::new();
+    let url = shared().await.url("reads_of_now");
+    let [writer, reader] = [store(&url, &clock).await, store(&url, &clock).await];
+    let course = Arc::new(Course::new(&*writer, clock, 5).await);
+    let acknowledged = Arc::new(AtomicU64::new(course.session.revision.0));
+    let stop = Arc::new(AtomicBool::new(false));
+    let mut reading = JoinSet::new();
+    for _ in 0..16 {
+        let (reader, course) = (Arc::clone(&reader), Arc::clone(&course));
+        let (acknowledged, stop) = (Arc::clone(&acknowledged), Arc::clone(&stop));
+        reading.spawn(async move {
+            while !stop.load(Ordering::SeqCst) {
+                let before = acknowledged.load(Ordering::SeqCst);
+                let seen = revision(&*reader, &course).await;
+                assert!(seen.0 >= before, "{seen:?} was seen after {before} had been acknowledged");
+            }
+        });
+    }
+    for number in 0..300 {
+        let receipt = writer.submit(Target::Class(course.class), course.mark(number), course.origin()).await.unwrap();
+        let Outcome::Done(change) = receipt.await.unwrap() else { panic!("a mark was to be done") };
+        acknowledged.store(change.entry.revision.0, Ordering::SeqCst);
+    }
+    stop.store(true, Ordering::SeqCst);
+    reading.join_all().await;
+}
+
+/// A set of one member writes its journal every 100 ms unless it is asked to.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs MongoDB: cargo xtask test"]
+async fn reads_do_not_wait_for_the_journal_of_a_lone_member() {
+    const READS: u32 = 50;
+    let clock = SetClock::new();
+    let store = store(&shared().await.url("lone_member"), &clock).await;
+    let course = Course::new(&*store, clock, 1).await;
+    let started = Instant::now();
+    for _ in 0..READS {
+        revision(&*store, &course).await;
+    }
+    let each = started.elapsed() / READS;
+    assert!(each < Duration::from_millis(50), "a read took {each:?}");
 }
 
 /// A session that its teacher opens on another replica is the one that commands without a class concern, at once.

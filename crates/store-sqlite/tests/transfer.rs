@@ -77,6 +77,22 @@ fn marker() -> Marker {
     Marker { fingerprint: "f".to_owned(), progress: START }
 }
 
+/// A mail that waits, and one whose token was used.
+async fn two_mails(world: &World<Folder>, to: UserId) {
+    let now = world.clock.now();
+    let mail = |reason, token| NewMail {
+        id: MailId(world.id()),
+        to,
+        reason,
+        token: Some(TokenHash::from_bytes([token; 32])),
+        queued_at: now,
+        replaces_before: now,
+    };
+    world.store.queue_mails(vec![mail(MailReason::ResetPassword, 1), mail(MailReason::ConfirmEmail, 2)]).await.unwrap();
+    let used = (TokenHash::from_bytes([2; 32]), MailKind::ConfirmEmail);
+    world.store.use_token(used.0, used.1, now, AccountChange::ConfirmEmail).await.unwrap().unwrap();
+}
+
 #[tokio::test]
 async fn what_is_copied_is_the_same_in_every_detail() {
     let folder = tempfile::tempdir().unwrap();
@@ -111,18 +127,7 @@ async fn what_is_copied_is_the_same_in_every_detail() {
     world.store.change_class(class, odd).await.unwrap();
     world.store.change_user(students[1], AccountChange::Disable).await.unwrap();
     world.user(Role::Admin).await;
-    let now = world.clock.now();
-    let mail = |reason, token| NewMail {
-        id: MailId(world.id()),
-        to: students[0],
-        reason,
-        token: Some(TokenHash::from_bytes([token; 32])),
-        queued_at: now,
-        replaces_before: now,
-    };
-    world.store.queue_mails(vec![mail(MailReason::ResetPassword, 1), mail(MailReason::ConfirmEmail, 2)]).await.unwrap();
-    let used = (TokenHash::from_bytes([2; 32]), MailKind::ConfirmEmail);
-    world.store.use_token(used.0, used.1, now, AccountChange::ConfirmEmail).await.unwrap().unwrap();
+    two_mails(&world, students[0]).await;
     world.store.change_user(students[2], AccountChange::AbsenceNotices(false)).await.unwrap();
     world.data.store.close().await;
 

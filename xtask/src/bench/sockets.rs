@@ -53,6 +53,8 @@ pub(crate) struct Sockets {
 
 struct Socket {
     stream: mio::net::TcpStream,
+    /// When it was last read: until then pings were answered.
+    read: Instant,
     frames: Frames,
     /// What could not be written yet.
     unsent: Vec<u8>,
@@ -65,27 +67,27 @@ impl Sockets {
         tokens: impl IntoIterator<Item = anyhow::Result<String>>,
         senders: usize,
     ) -> anyhow::Result<Self> {
-        let poll = Poll::new()?;
-        let mut open = Vec::new();
-        let mut heard = Vec::new();
+        let mut sockets = Self {
+            poll: Poll::new()?,
+            events: Events::with_capacity(4096),
+            open: Vec::new(),
+            buffer: vec![0; 64 * 1024],
+            heard: Vec::new(),
+            told: Vec::new(),
+        };
         for (at, token) in tokens.into_iter().enumerate() {
             let (stream, frames) = upgrade(address, &token?, at < senders)?;
             let mut stream = mio::net::TcpStream::from_std(stream);
             let writes = if at < senders { Interest::READABLE | Interest::WRITABLE } else { Interest::READABLE };
-            poll.registry().register(&mut stream, Token(at), writes)?;
+            sockets.poll.registry().register(&mut stream, Token(at), writes)?;
             if frames.texts > 0 {
-                heard.push((at, frames.texts));
+                sockets.heard.push((at, frames.texts));
             }
-            open.push(Socket { stream, frames, unsent: Vec::new() });
+            sockets.open.push(Socket { stream, read: Instant::now(), frames, unsent: Vec::new() });
+            // Many may take longer to open than the server waits for the answer to a ping.
+            sockets.listen(Duration::ZERO)?;
         }
-        Ok(Self {
-            poll,
-            events: Events::with_capacity(4096),
-            open,
-            buffer: vec![0; 64 * 1024],
-            heard,
-            told: Vec::new(),
-        })
+        Ok(sockets)
     }
 
     /// How many there are.
@@ -108,23 +110,29 @@ impl Sockets {
     /// Waits until something is heard; which sockets heard how many texts. A refusal is an error.
     pub(crate) fn hear(&mut self) -> anyhow::Result<&[(usize, u64)]> {
         while self.heard.is_empty() {
-            self.poll.poll(&mut self.events, Some(PATIENCE))?;
+            self.listen(PATIENCE)?;
             ensure!(!self.events.is_empty(), "nothing was heard for {PATIENCE:?}");
-            for event in &self.events {
-                let at = event.token().0;
-                let socket = &mut self.open[at];
-                if event.is_writable() {
-                    socket.flush()?;
-                }
-                let texts = socket.read(&mut self.buffer)?;
-                if texts > 0 {
-                    self.heard.push((at, texts));
-                }
-            }
         }
         self.told.clear();
         std::mem::swap(&mut self.heard, &mut self.told);
         Ok(&self.told)
+    }
+
+    /// Reads what there is, or what comes first within `patience`, and answers pings.
+    fn listen(&mut self, patience: Duration) -> anyhow::Result<()> {
+        self.poll.poll(&mut self.events, Some(patience))?;
+        for event in &self.events {
+            let at = event.token().0;
+            let socket = &mut self.open[at];
+            if event.is_writable() {
+                socket.flush()?;
+            }
+            let texts = socket.read(&mut self.buffer)?;
+            if texts > 0 {
+                self.heard.push((at, texts));
+            }
+        }
+        Ok(())
     }
 
     /// Lets the first socket send these frames and waits until every socket heard as many; how long that took.
@@ -191,7 +199,7 @@ impl Socket {
         let before = self.frames.texts;
         loop {
             match self.stream.read(buffer) {
-                Ok(0) => bail!("a socket was closed"),
+                Ok(0) => bail!("a socket ended without a close, {:.1?} after it was last read", self.read.elapsed()),
                 Ok(read) => {
                     self.frames.take(&buffer[..read])?;
                     // Less than there was room for is all that there was.
@@ -203,6 +211,7 @@ impl Socket {
                 Err(error) => return Err(error.into()),
             }
         }
+        self.read = Instant::now();
         if let Some(payload) = self.frames.ping.take() {
             self.unsent.extend(client_frame(PONG, &payload));
             self.flush()?;
@@ -282,7 +291,12 @@ impl Frames {
                 }
             }
             PING => self.ping = Some(std::mem::take(&mut self.payload)),
-            CLOSE => bail!("a socket was closed: {}", String::from_utf8_lossy(&self.payload)),
+            CLOSE => match self.payload.split_first_chunk() {
+                Some((code, reason)) => {
+                    bail!("a socket was closed: {} {}", u16::from_be_bytes(*code), String::from_utf8_lossy(reason))
+                }
+                None => bail!("a socket was closed without a code"),
+            },
             _ => {}
         }
         Ok(())
@@ -314,6 +328,15 @@ mod tests {
         let mut stream = vec![0x81, u8::try_from(REFUSAL.len()).unwrap()];
         stream.extend(REFUSAL);
         assert!(frames.take(&stream).is_err());
+    }
+
+    #[test]
+    fn a_close_tells_its_code_and_reason() {
+        let mut stream = vec![0x88, 10, 0x0f, 0xa8];
+        stream.extend(b"too slow");
+        let error = Frames::default().take(&stream).unwrap_err();
+        assert_eq!(error.to_string(), "a socket was closed: 4008 too slow");
+        assert!(Frames::default().take(&[0x88, 0]).is_err());
     }
 
     #[test]

@@ -3,9 +3,11 @@
 //! Wing and Gong's search, just in time as Gavin Lowe described it ("Testing for linearizability", 2017): the history
 //! is read in the order of time, and kept are all states that the register can be in, each with the operations under
 //! way that have taken effect already. An operation takes effect no earlier than the first answer that needs it. Operations
-//! on one student of one class are looked at alone: linearizability is local, and that keeps the search small.
+//! on one student of one class are looked at alone: linearizability is local, and that keeps the search small. What has
+//! no answer stays under way to the end and could multiply what may be without a bound; but where the same may be
+//! without some of it, it may as well take effect later, or never, and nothing else needs to be kept.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, VecDeque};
 
 use rollcall_core::session::Status;
 
@@ -84,20 +86,24 @@ struct Item {
 }
 
 /// What may be: a state, and the operations under way that have taken effect, in their order.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug)]
 struct Possibility {
     state: State,
+    /// Those whose answer is to come.
     taken: Vec<usize>,
+    /// Those that have none.
+    spent: Vec<usize>,
 }
 
 impl Possibility {
     fn took(&self, item: usize) -> bool {
-        self.taken.binary_search(&item).is_ok()
+        self.taken.binary_search(&item).is_ok() || self.spent.binary_search(&item).is_ok()
     }
 
-    fn take(&mut self, item: usize) {
-        if let Err(place) = self.taken.binary_search(&item) {
-            self.taken.insert(place, item);
+    fn take(&mut self, items: &[Item], item: usize) {
+        let took = if items[item].until.is_some() { &mut self.taken } else { &mut self.spent };
+        if let Err(place) = took.binary_search(&item) {
+            took.insert(place, item);
         }
     }
 
@@ -106,10 +112,45 @@ impl Possibility {
         for &index in under_way {
             let step = items[index].step;
             if !step.changes() && step.apply(self.state).is_some() {
-                self.take(index);
+                self.take(items, index);
             }
         }
         self
+    }
+}
+
+/// All that may be, each state with the operations taken, and what was spent on it: nothing that another way to the same
+/// did without.
+#[derive(Default)]
+struct Possible(HashMap<(State, Vec<usize>), Vec<Vec<usize>>>);
+
+impl Possible {
+    /// Whether it was not there, with as little spent.
+    fn insert(&mut self, Possibility { state, taken, spent }: Possibility) -> bool {
+        let is_part = |part: &[usize], whole: &[usize]| part.iter().all(|item| whole.binary_search(item).is_ok());
+        let ways = self.0.entry((state, taken)).or_default();
+        if ways.iter().any(|way| is_part(way, &spent)) {
+            return false;
+        }
+        ways.retain(|way| !is_part(&spent, way));
+        ways.push(spent);
+        true
+    }
+
+    fn iter(&self) -> impl Iterator<Item = Possibility> {
+        self.0.iter().flat_map(|((state, taken), ways)| {
+            ways.iter().map(|spent| Possibility { state: *state, taken: taken.clone(), spent: spent.clone() })
+        })
+    }
+}
+
+impl FromIterator<Possibility> for Possible {
+    fn from_iter<T: IntoIterator<Item = Possibility>>(possibilities: T) -> Self {
+        let mut all = Self::default();
+        for possibility in possibilities {
+            all.insert(possibility);
+        }
+        all
     }
 }
 
@@ -124,75 +165,76 @@ struct Failure {
 
 /// Reads `items`, which stand in the order of their beginnings, from `state` on.
 fn search(items: &[Item], state: State) -> Result<(), Failure> {
-    let mut events: Vec<_> = items.iter().enumerate().map(|(index, item)| (item.from, false, index)).collect();
+    // What only shows something and has no answer shows nothing.
+    let begun = items.iter().enumerate().filter(|(_, item)| item.until.is_some() || item.step.changes());
+    let mut events: Vec<_> = begun.map(|(index, item)| (item.from, false, index)).collect();
     events.extend(items.iter().enumerate().filter_map(|(index, item)| Some((item.until?, true, index))));
     // Of what happens at the same moment the beginnings come first: that excuses more.
     events.sort_unstable();
     let mut under_way: Vec<usize> = Vec::new();
-    let mut possible = HashSet::from([Possibility { state, taken: Vec::new() }]);
+    let mut possible = Possible::from_iter([Possibility { state, taken: Vec::new(), spent: Vec::new() }]);
     let mut certain = (state, Vec::new());
     for (_, answered, index) in events {
         if !answered {
             under_way.push(index);
             certain.1.push(index);
-            possible = possible.into_iter().map(|possibility| possibility.settle(items, &under_way)).collect();
+            possible = possible.iter().map(|possibility| possibility.settle(items, &under_way)).collect();
             continue;
         }
-        possible = explain(items, &under_way, possible, index);
+        possible = explain(items, &under_way, &possible, index);
         under_way.retain(|&other| other != index);
-        match possible.iter().next() {
-            None => return Err(Failure { item: index, state: certain.0, since: certain.1 }),
-            Some(only) if possible.len() == 1 => {
+        let mut each = possible.iter();
+        match (each.next(), each.next()) {
+            (None, _) => return Err(Failure { item: index, state: certain.0, since: certain.1 }),
+            (Some(only), None) => {
                 certain = (only.state, under_way.iter().copied().filter(|&other| !only.took(other)).collect());
             }
-            Some(_) => {}
+            (Some(_), Some(_)) => {}
         }
     }
     Ok(())
 }
 
 /// What may be once `answered` has taken effect, which leaves the operations under way.
-fn explain(
-    items: &[Item],
-    under_way: &[usize],
-    possible: HashSet<Possibility>,
-    answered: usize,
-) -> HashSet<Possibility> {
-    let mut explained = HashSet::new();
-    let mut seen = possible.clone();
-    let mut open: Vec<_> = possible.into_iter().collect();
-    while let Some(mut possibility) = open.pop() {
+fn explain(items: &[Item], under_way: &[usize], possible: &Possible, answered: usize) -> Possible {
+    let mut explained = Possible::default();
+    let mut open: VecDeque<_> = possible.iter().collect();
+    let mut seen: Possible = possible.iter().collect();
+    while let Some(mut possibility) = open.pop_front() {
         if possibility.took(answered) {
             possibility.taken.retain(|&other| other != answered);
             explained.insert(possibility);
             continue;
         }
-        for &index in under_way {
-            if possibility.took(index) || !is_first_of_its_kind(items, under_way, &possibility, index) {
-                continue;
-            }
+        for index in next(items, under_way, &possibility) {
             let Some(state) = items[index].step.apply(possibility.state) else { continue };
             if state == possibility.state && items[index].until.is_none() {
                 // Nobody could tell whether it was done.
                 continue;
             }
-            let mut next = Possibility { state, taken: possibility.taken.clone() };
-            next.take(index);
-            let next = next.settle(items, under_way);
-            if seen.insert(next.clone()) {
-                open.push(next);
+            let mut then = Possibility { state, ..possibility.clone() };
+            then.take(items, index);
+            let then = then.settle(items, under_way);
+            if seen.insert(then.clone()) {
+                open.push_back(then);
             }
         }
     }
     explained
 }
 
-/// Of operations that do the same, the one that has to be done first may as well be the first.
-fn is_first_of_its_kind(items: &[Item], under_way: &[usize], possibility: &Possibility, index: usize) -> bool {
+/// What may take effect next. Of operations that do the same, the one that has to be done first may as well be the first.
+fn next(items: &[Item], under_way: &[usize], possibility: &Possibility) -> Vec<usize> {
     let due = |index: usize| (items[index].until.unwrap_or(Moment(u64::MAX)), index);
-    under_way
-        .iter()
-        .all(|&other| items[other].step != items[index].step || possibility.took(other) || due(index) <= due(other))
+    let mut first: Vec<usize> = Vec::new();
+    for &index in under_way.iter().filter(|&&index| !possibility.took(index)) {
+        match first.iter_mut().find(|other| items[**other].step == items[index].step) {
+            None => first.push(index),
+            Some(other) if due(index) < due(*other) => *other = index,
+            Some(_) => {}
+        }
+    }
+    first
 }
 
 /// What of `operation` concerns `student`; two things where a command was sent twice and then refused.
@@ -275,8 +317,6 @@ fn shortest(items: &[Item], failure: &Failure) -> (Vec<usize>, State) {
         let items: Vec<_> = kept.iter().map(|(item, _)| *item).collect();
         search(&items, failure.state).is_err()
     };
-    // What only shows something and has no answer yet shows nothing.
-    kept.retain(|(item, _)| item.until.is_some() || item.step.changes());
     // Many at once first: most of a long history has nothing to do with it.
     let mut many = kept.len();
     while many > 0 {

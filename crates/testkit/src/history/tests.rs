@@ -316,6 +316,33 @@ fn an_unknown_outcome_may_be_either_and_late() {
 }
 
 #[test]
+fn many_unknown_outcomes_do_not_make_the_search_long() {
+    let mut book = Book::new();
+    book.start(0, 5, "s1", 1);
+    let mut at = 10;
+    for _ in 0..20 {
+        for status in [Present, Absent, Late] {
+            book.mark(at, None, ANN, status, Answer::Unknown);
+            book.mark(at, None, ANN, status, Answer::Unknown);
+            book.own(at + 5, at + 10, ANN, 2, Some(status));
+            at += 20;
+        }
+        book.operation(at, None, Call::Start, Answer::Unknown);
+        book.operation(at, None, Call::Done, Answer::Unknown);
+    }
+    let recorded = |status| Answer::Recorded(Some((id("s1"), status)));
+    for status in [Late, Present] {
+        book.operation(at, at + 5, Call::LastRecord { student: id(ANN) }, recorded(status));
+        at += 10;
+    }
+    assert!(register::check(&book.0).is_empty(), "each may have been done any time later");
+    book.operation(at, at + 5, Call::LastRecord { student: id(ANN) }, recorded(Status::Excused));
+    let found = register::check(&book.0);
+    assert_eq!(found.len(), 1, "nobody was marked so: {found:?}");
+    assert_eq!(found[0].story.matches('\n').count(), 1, "the last answer alone contradicts: {}", found[0]);
+}
+
+#[test]
 fn a_command_sent_twice_and_refused_may_have_been_done_the_first_time() {
     let mut book = lesson();
     let mark = Call::Mark { student: id(BEN), status: Present };

@@ -101,7 +101,7 @@ pub(crate) fn follow(bench: &Bench) -> anyhow::Result<Vec<Row>> {
 pub(crate) fn loss(bench: &Bench) -> anyhow::Result<Vec<Row>> {
     let (mut starts, mut first, mut last) = (Vec::new(), Vec::new(), Vec::new());
     let students = bench.amount(ON_THE_LOST);
-    // A read that proves to be the newest waits for a member that the only one has not got.
+    // As in earnest: a read that has to be the newest waits for a majority.
     let mongo = Mongo::start(3)?;
     for _ in 0..bench.turns() {
         let school = mongo.school(bench)?;

@@ -1,0 +1,99 @@
+//! Reads of now: they show all that was committed before they were asked for.
+//!
+//! Only a primary that still is one can make a write that a majority holds, and by then it holds all that was committed
+//! before. So a read of now makes such a write first, and asks then for what a majority holds at the write's time or
+//! later, from whichever member. Those who ask at the same time share the write.
+//!
+//! MongoDB's own linearizable reads write as well, each for itself, and do not ask for the journal: a set of one member
+//! has them wait for the next time that it is written, which is every 100 ms.
+
+use std::time::{Duration, Instant};
+
+use futures_util::TryStreamExt;
+use mongodb::ClientSession;
+use mongodb::action::{Find, FindOne};
+use mongodb::bson::{Document, Timestamp, doc};
+use mongodb::error::Error;
+use rollcall_core::store::StoreError;
+
+use crate::db::{Db, SERVER};
+
+/// The collection with the one document that is written to.
+pub(crate) const PROOF: &str = "proof";
+/// How long others wait for a write that does not come through, before the next of them makes one.
+const STUCK: Duration = Duration::from_millis(250);
+
+/// What proves that a read is of now.
+#[derive(Default)]
+pub(crate) struct Now {
+    /// Held by who writes.
+    turn: tokio::sync::Mutex<()>,
+    proven: parking_lot::Mutex<Option<Proven>>,
+}
+
+/// That everything which was committed by the moment `began` is seen at `time`.
+#[derive(Clone, Copy)]
+struct Proven {
+    began: Instant,
+    time: Timestamp,
+}
+
+impl Db {
+    /// Reads one document of now.
+    pub(crate) async fn find_one_now(&self, find: FindOne<'_, Document>) -> Result<Option<Document>, StoreError> {
+        self.read(async {
+            let mut now = self.now().await?;
+            find.max_time(SERVER).session(&mut now).await
+        })
+        .await
+    }
+
+    /// Reads a list of now.
+    pub(crate) async fn list_now(&self, find: Find<'_, Document>) -> Result<Vec<Document>, StoreError> {
+        self.read(async {
+            let mut now = self.now().await?;
+            let mut found = find.max_time(SERVER).session(&mut now).await?;
+            found.stream(&mut now).try_collect().await
+        })
+        .await
+    }
+
+    /// What is read in this session is of now.
+    pub(crate) async fn now(&self) -> Result<ClientSession, Error> {
+        let time = self.prove().await?;
+        let mut session = self.client.start_session().await?;
+        session.advance_operation_time(time);
+        Ok(session)
+    }
+
+    /// A time at which everything is seen that has been committed by now.
+    async fn prove(&self) -> Result<Timestamp, Error> {
+        let asked = Instant::now();
+        let turn = self.now.turn.lock().await;
+        if let Some(proven) = *self.now.proven.lock()
+            && proven.began >= asked
+        {
+            return Ok(proven.time);
+        }
+        let began = Instant::now();
+        let mut write = std::pin::pin!(self.write_proof());
+        let time = if let Ok(time) = tokio::time::timeout(STUCK, &mut write).await {
+            time?
+        } else {
+            drop(turn);
+            write.await?
+        };
+        let mut proven = self.now.proven.lock();
+        if proven.is_none_or(|proven| proven.began < began) {
+            *proven = Some(Proven { began, time });
+        }
+        Ok(time)
+    }
+
+    async fn write_proof(&self) -> Result<Timestamp, Error> {
+        let mut session = self.client.start_session().await?;
+        let count = doc! { "$inc": { "count": 1_i64 } };
+        self.proof.update_one(doc! { "_id": "now" }, count).upsert(true).session(&mut session).await?;
+        session.operation_time().ok_or_else(|| Error::custom("the database does not tell the time of a write"))
+    }
+}
