@@ -97,6 +97,7 @@ pub(crate) fn describe() {
     describe_counter!("rollcall_panics_total", Unit::Count, "Panics: defects.");
     describe_counter!("rollcall_logins_refused_total", Unit::Count, "Logins refused, by wrong credentials or a limit.");
     describe_counter!("rollcall_signups_refused_total", Unit::Count, "Sign-ups over the limit.");
+    describe_counter!("rollcall_mail_requests_refused_total", Unit::Count, "Mails asked for over the limit.");
     describe_counter!("rollcall_messages_refused_total", Unit::Count, "Messages on sockets over the limit.");
     describe_counter!(
         "rollcall_sockets_refused_total",
@@ -115,6 +116,7 @@ pub(crate) fn describe() {
     for name in [
         "rollcall_panics_total",
         "rollcall_signups_refused_total",
+        "rollcall_mail_requests_refused_total",
         "rollcall_messages_refused_total",
         "rollcall_sockets_refused_total",
     ] {

@@ -103,14 +103,14 @@ impl SmtpUrl {
         let uri: Uri = text.trim().parse().map_err(|_| FORM)?;
         let authority = uri.authority().ok_or(FORM)?;
         if uri.path() != "/" && !uri.path().is_empty() {
-            return Err(Invalid("an address with nothing behind its host and port but ?tls=none"));
+            return Err(Invalid("an address with nothing behind its host and port, or smtp:// with ?tls=none"));
         }
         let (security, port) = match (uri.scheme_str(), uri.query()) {
             (Some("smtps"), None) => (Security::Implicit, 465),
             (Some("smtp"), None) => (Security::StartTls, 587),
             (Some("smtp"), Some("tls=none")) => (Security::Plain, 25),
             (Some("smtps" | "smtp"), Some(_)) => {
-                return Err(Invalid("an address that ends in ?tls=none, if in that, only behind smtp://"));
+                return Err(Invalid("an address with nothing behind its host and port, or smtp:// with ?tls=none"));
             }
             _ => return Err(FORM),
         };
@@ -288,8 +288,8 @@ mod tests {
             ("smtp://u:hidden@mail.example.org:0", "from 1 to 65535"),
             ("smtp://u:hidden@mail.example.org/path", "nothing behind"),
             ("smtp://u:hidden@mail.example.org?tls=none", "on this machine"),
-            ("smtps://u:hidden@localhost?tls=none", "only behind smtp://"),
-            ("smtp://u:hidden@mail.example.org?tls=opportunistic", "only behind smtp://"),
+            ("smtps://u:hidden@localhost?tls=none", "or smtp:// with ?tls=none"),
+            ("smtp://u:hidden@mail.example.org?tls=opportunistic", "or smtp:// with ?tls=none"),
         ] {
             let error = SmtpUrl::parse(text).expect_err(text).to_string();
             assert!(error.contains(expected) && !error.contains("hidden"), "{text}: {error}");

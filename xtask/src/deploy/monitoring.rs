@@ -16,6 +16,7 @@ use axum::http::Method;
 use axum::routing::post;
 use form_urlencoded::Serializer;
 use rollcall_testkit::server::{Builder, Client, PATIENCE, Person, Server};
+use rollcall_testkit::smtp::{MailServer, Security};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::sync::mpsc;
@@ -32,7 +33,7 @@ const PAUSE: Duration = Duration::from_millis(200);
 const WINDOW: &str = "15s";
 
 /// What the load must have moved: a panel that shows nothing but zeros would prove little.
-const MOVED: [&str; 12] = [
+const MOVED: [&str; 14] = [
     r#"rollcall_http_requests_total{route="/me", status="200"}"#,
     r#"rollcall_http_requests_total{status="404"}"#,
     "rollcall_marks_total",
@@ -44,6 +45,8 @@ const MOVED: [&str; 12] = [
     r#"rollcall_logins_refused_total{why="limit"}"#,
     "rollcall_messages_refused_total",
     "rollcall_signups_refused_total",
+    r#"rollcall_mails_total{outcome="sent"}"#,
+    "rollcall_mail_seconds_count",
     "rollcall_sockets_refused_total",
 ];
 
@@ -119,6 +122,7 @@ struct Watched {
     alertmanager: Client,
     /// What the Alertmanager sent to the webhook.
     told: mpsc::UnboundedReceiver<Value>,
+    _mail: MailServer,
     folder: TempDir,
     _processes: [Process; 2],
 }
@@ -127,7 +131,8 @@ impl Watched {
     /// Starts all of them with the files of `deploy/monitoring`, in which only addresses and times are changed.
     async fn start(prometheus: &Path, alertmanager: &Path, rollcall: &Path) -> anyhow::Result<Self> {
         let folder = tempfile::tempdir()?;
-        let server = with_limits(rollcall).start().await?;
+        let mail = MailServer::start(&Security::Plain).await?;
+        let server = with_mails(with_limits(rollcall), &mail).start().await?;
         let (told, webhook) = webhook().await?;
         let (prometheus_at, alertmanager_at) = (free_address()?, free_address()?);
 
@@ -158,7 +163,7 @@ impl Watched {
 
         let client = |address| Client::new(&format!("http://{address}"));
         let (prometheus, alertmanager) = (client(prometheus_at), client(alertmanager_at));
-        Ok(Self { server, prometheus, alertmanager, told, folder, _processes: [alerting, watching] })
+        Ok(Self { server, prometheus, alertmanager, told, _mail: mail, folder, _processes: [alerting, watching] })
     }
 
     async fn try_all(mut self, prometheus: &Path) -> anyhow::Result<String> {
@@ -285,6 +290,11 @@ impl Watched {
 /// A server with its limits on.
 fn with_limits(rollcall: &Path) -> Builder {
     Server::builder(rollcall).without("RATE_LIMIT")
+}
+
+/// Mails go to this mail server.
+fn with_mails(server: Builder, mail: &MailServer) -> Builder {
+    server.env("SMTP_URL", mail.url()).env("PUBLIC_URL", "https://school.example")
 }
 
 /// A command that runs the arguments it is given where `share` lies at `/usr/share`, for it alone: Debian's Alertmanager

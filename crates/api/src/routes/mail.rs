@@ -60,7 +60,7 @@ fn page() -> impl IntoResponse {
 async fn limit(api: &Api, address: Option<std::net::IpAddr>, email: &str) -> Result<(), ApiError> {
     let Some(limits) = &api.limits else { return Ok(()) };
     let refused = |retry_after| {
-        metrics::counter!("rollcall_mails_refused_total").increment(1);
+        metrics::counter!("rollcall_mail_requests_refused_total").increment(1);
         ApiError::TooManyRequests { retry_after }
     };
     let now = api.services.clock.monotonic();

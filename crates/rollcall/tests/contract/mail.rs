@@ -4,14 +4,12 @@ use std::sync::Arc;
 
 use reqwest::Method;
 use rollcall_testkit::server::{Authority, Builder, Client, Server};
-use rollcall_testkit::smtp::{Event, MailServer, Security, USER, header};
+use rollcall_testkit::smtp::{Event, MailServer, PASSWORD, Security, header};
 use serde_json::json;
 use tempfile::TempDir;
 
 use crate::{assert_members, builder, server};
 
-/// The password of [`rollcall_testkit::smtp::PASSWORD`], as an address has it.
-const PASSWORD: &str = "p%40ss%3Aw%2Frd";
 const PUBLIC_URL: &str = "https://school.example/rollcall";
 
 /// A mail server, and how servers are started that send by it.
@@ -30,10 +28,9 @@ impl Post {
     }
 
     fn builder(&self) -> Builder {
-        let user = USER.replace('@', "%40");
         builder()
             .folder(Arc::clone(&self.folder))
-            .env("SMTP_URL", format!("smtp://{user}:{PASSWORD}@localhost:{}", self.server.port()))
+            .env("SMTP_URL", self.server.url())
             .env("SMTP_CA", "ca.pem")
             .env("PUBLIC_URL", PUBLIC_URL)
     }
@@ -231,7 +228,7 @@ async fn doctor_tries_the_mail_server() {
     let says = async |server: &Server| {
         let output = server.run(&["doctor"]).await.unwrap();
         let text = String::from_utf8(output.stdout).unwrap();
-        assert!(!text.contains(PASSWORD) && !text.contains("p@ss"), "{text}");
+        assert!(!text.contains(PASSWORD) && !text.contains("p%40ss"), "{text}");
         text.lines().find(|line| line.contains("mail")).unwrap().to_owned()
     };
     assert!(says(&server).await.contains("takes mails"));

@@ -64,7 +64,7 @@ async fn metrics_tell_what_happens() {
 }
 
 /// Names in the list of `docs/operate.md` that a server shows only where there is something to tell.
-const SHOWN_WHERE_CONFIGURED: [&str; 13] = [
+const SHOWN_WHERE_CONFIGURED: [&str; 16] = [
     "rollcall_backup_bytes",
     "rollcall_backup_duration_seconds",
     "rollcall_backup_failures_total",
@@ -73,6 +73,9 @@ const SHOWN_WHERE_CONFIGURED: [&str; 13] = [
     "rollcall_backups",
     "rollcall_limits_redis_errors_total",
     "rollcall_limits_shared",
+    "rollcall_mail_seconds",
+    "rollcall_mail_server_up",
+    "rollcall_mails_total",
     "rollcall_spans_dropped_total",
     "rollcall_spans_exported_total",
     "rollcall_tls_certificate_expiry_timestamp_seconds",

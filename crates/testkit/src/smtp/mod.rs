@@ -98,6 +98,16 @@ impl MailServer {
         self.options["port"].as_u64().unwrap_or_default()
     }
 
+    /// What `SMTP_URL` is for it.
+    pub fn url(&self) -> String {
+        let (scheme, ending) = match self.options["tls"].as_str() {
+            Some("implicit") => ("smtps", ""),
+            Some("starttls") => ("smtp", ""),
+            _ => ("smtp", "?tls=none"),
+        };
+        format!("{scheme}://rollcall%40school.example:p%40ss%3Aw%2Frd@localhost:{}{ending}", self.port())
+    }
+
     /// Kills it. What was not read of what happened is gone.
     pub fn stop(&mut self) {
         self.running = None;
