@@ -56,6 +56,7 @@ pub(super) fn check(deploy: &Deploy) -> anyhow::Result<String> {
         overlay.check(&program).with_context(|| format!("overlay {}", overlay.name))?;
     }
     secrets_are_templates(deploy, &program)?;
+    outbound(deploy)?;
     let versions = [VERSIONS[0], VERSIONS[VERSIONS.len() - 1]];
     validate(deploy, &overlays, &versions)?;
     Ok(format!("3 overlays fit the program, and Kubernetes {} by schema, strictly", versions.join(" and ")))
@@ -338,6 +339,20 @@ fn secrets_are_templates(deploy: &Deploy, program: &Program) -> anyhow::Result<(
         }
     }
     Ok(())
+}
+
+/// An overlay as an operator writes one, with the component that no overlay of ours has.
+fn outbound(deploy: &Deploy) -> anyhow::Result<()> {
+    let folder = cargo::root().join("target/deploy/manifests/outbound");
+    std::fs::create_dir_all(&folder)?;
+    let ours = "../../../../deploy/k8s";
+    let own = format!("resources: [{ours}/overlays/cluster]\ncomponents: [{ours}/components/outbound]\n");
+    std::fs::write(folder.join("kustomization.yaml"), format!("namespace: rollcall\n{own}"))?;
+    let file = folder.with_extension("yaml");
+    std::fs::write(&file, kustomize(&folder)?)?;
+    let there = documents(deploy, &file)?.iter().any(|document| document["metadata"]["name"] == "rollcall-outbound");
+    ensure!(there, "the component adds no policy");
+    validate(deploy, &[Overlay { name: "outbound", documents: Vec::new(), file }], &VERSIONS[VERSIONS.len() - 1..])
 }
 
 /// Renders all overlays.
