@@ -48,6 +48,25 @@ pub(crate) fn in_request<T>(log: impl FnOnce() -> T) -> T {
     ASKED.try_with(Asked::span).unwrap_or_else(|_| Span::none()).in_scope(log)
 }
 
+/// Does `work` to its end also if whoever asked for it leaves meanwhile.
+pub(crate) async fn to_the_end<T: Send + 'static>(
+    work: impl Future<Output = Result<T, ApiError>> + Send + 'static,
+) -> Result<T, ApiError> {
+    let asked = ASKED.try_with(Asked::clone).ok();
+    let work = trace::carried(work);
+    let done = tokio::spawn(async move {
+        match asked {
+            Some(asked) => ASKED.scope(asked, work).await,
+            None => work.await,
+        }
+    });
+    // A panic counts, and is answered, as in a handler.
+    done.await.unwrap_or_else(|error| match error.try_into_panic() {
+        Ok(panic) => std::panic::resume_unwind(panic),
+        Err(error) => Err(Error::Internal(error.to_string()).into()),
+    })
+}
+
 /// What is known of a request before it is answered.
 #[derive(Clone)]
 struct Asked {

@@ -37,7 +37,7 @@ use crate::tls::{Current, Tls};
 use crate::traces::Exporter;
 use crate::{secret_file, telemetry};
 
-/// How long requests that are being answered, and work in the background, may take to end when the server stops.
+/// How long requests that are being answered may take to end when the server stops.
 const FINISH_REQUESTS: Duration = Duration::from_secs(5);
 /// Over how long sockets are closed when the server stops, so that not all come back in the same moment.
 const CLOSE_OVER: Duration = Duration::from_secs(1);
@@ -93,7 +93,10 @@ async fn run(config: Config, open_files: usize) -> anyhow::Result<()> {
     let sender = config.mail.clone().map(|mail| mail_sender(mail, Arc::clone(&clock))).transpose()?;
     let observer = Observer::start(&config, &clock)?;
 
-    let database = config.database.open(OpenMode::Serve, Arc::clone(&clock)).await?;
+    let database = tokio::select! {
+        opened = config.database.open(OpenMode::Serve, Arc::clone(&clock)) => opened?,
+        order = orders.next() => return told_early(order),
+    };
     let jwt_secret = jwt_secret(&config)?;
     let ports = ports(&config, observer.around(&database), Arc::clone(&clock), &jwt_secret)?;
     let work = CancellationToken::new();
@@ -125,18 +128,15 @@ async fn run(config: Config, open_files: usize) -> anyhow::Result<()> {
 
     let mut feed = tokio::spawn(Arc::clone(&api).follow(work.clone()));
     let stop = CancellationToken::new();
-    let background = TaskTracker::new();
-    if let (Some(backups), Some(file)) = (&config.backups, config.database.file()) {
-        background.spawn(backups.clone().run(file.clone(), Arc::clone(&clock), stop.clone()));
-    }
-    if let Some(sender) = sender {
-        background.spawn(sender.run(Arc::clone(&services.mails), stop.clone()));
-    }
-    background.spawn(expire(services, config.session_max_age, stop.clone()));
+    let background = background(&config, services, sender, &stop);
     let server = Server { api, hub, database, stop, connections: TaskTracker::new(), work, background };
     tokio::select! {
         () = server.api.following() => {}
         ended = &mut feed => return Err(stopped(ended)),
+        order = orders.next() => {
+            server.drain(observer.finish()).await;
+            return told_early(order);
+        }
     }
     let certificate = tls.as_ref().map(Tls::current);
     let redirect = certificate.clone().map(|certificate| {
@@ -183,6 +183,13 @@ async fn run(config: Config, open_files: usize) -> anyhow::Result<()> {
     }
     tracing::info!("ended");
     outcome
+}
+
+/// An order to end came before anybody could be served: that is no failure.
+#[expect(clippy::unnecessary_wraps, reason = "it is what the server ends with")]
+fn told_early(order: &str) -> anyhow::Result<()> {
+    tracing::info!(order, "ending before anything was served");
+    Ok(())
 }
 
 /// What the services stand on.
@@ -336,6 +343,24 @@ fn bind(setting: &str, address: SocketAddr, most: usize) -> anyhow::Result<Liste
     })
 }
 
+/// Starts what is done beside requests, until `stop`.
+fn background(
+    config: &Config,
+    services: Arc<Services>,
+    sender: Option<Sender>,
+    stop: &CancellationToken,
+) -> TaskTracker {
+    let tasks = TaskTracker::new();
+    if let (Some(backups), Some(file)) = (&config.backups, config.database.file()) {
+        tasks.spawn(backups.clone().run(file.clone(), Arc::clone(&services.clock), stop.clone()));
+    }
+    if let Some(sender) = sender {
+        tasks.spawn(sender.run(Arc::clone(&services.mails), stop.clone()));
+    }
+    tasks.spawn(expire(services, config.session_max_age, stop.clone()));
+    tasks
+}
+
 /// Finishes sessions that nobody finishes.
 async fn expire(services: Arc<Services>, max_age: Duration, work: CancellationToken) {
     // A short age is kept to within a tenth.
@@ -417,20 +442,20 @@ impl Server {
         self.stop.cancel();
         self.connections.close();
         self.background.close();
-        let (requests, background) = tokio::join!(
-            timeout(FINISH_REQUESTS, self.connections.wait()),
-            timeout(FINISH_REQUESTS, self.background.wait()),
-        );
-        if requests.is_err() {
-            tracing::warn!(connections = self.connections.len(), "requests are cut off that did not end in time");
-        }
-        if background.is_err() {
+        let clients = async {
+            if timeout(FINISH_REQUESTS, self.connections.wait()).await.is_err() {
+                tracing::warn!(connections = self.connections.len(), "requests are cut off that did not end in time");
+            }
+            // Requests first: one of them may just have become a socket.
+            self.hub.close_all(close::RESTART, CLOSE_OVER);
+            if timeout(FINISH_SOCKETS, self.hub.drained()).await.is_err() {
+                tracing::warn!(sockets = self.hub.count(), "sockets are cut off that did not close in time");
+            }
+        };
+        // As long as clients may take at most: a mail server may be slow to accept what it was sent.
+        let background = timeout(FINISH_REQUESTS + FINISH_SOCKETS, self.background.wait());
+        if tokio::join!(clients, background).1.is_err() {
             tracing::warn!(tasks = self.background.len(), "work is cut off that did not end in time");
-        }
-        // Requests first: one of them may just have become a socket.
-        self.hub.close_all(close::RESTART, CLOSE_OVER);
-        if timeout(FINISH_SOCKETS, self.hub.drained()).await.is_err() {
-            tracing::warn!(sockets = self.hub.count(), "sockets are cut off that did not close in time");
         }
         self.work.cancel();
         let (closed, ()) = tokio::join!(timeout(CLOSE_STORE, self.database.close()), observed);

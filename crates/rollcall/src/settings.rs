@@ -120,7 +120,7 @@ pub(crate) const SETTINGS: &[Setting] = &[
         value: "URL",
         heading: NETWORK,
         default: "none: each replica counts alone",
-        help: "The Redis in which failed logins and sign-ups are counted for all replicas together",
+        help: "The Redis in which failed logins, sign-ups and mails asked for are counted for all replicas together",
         more: "redis:// or, for TLS, rediss://, such as rediss://user:password@redis.example:6380/0. Replicas with the \
                same JWT_SECRET count together. While Redis is away each replica counts alone, and nobody waits. Prefer \
                the environment to the flag if it holds a password: other users of the machine can see flags.",

@@ -226,11 +226,11 @@ fn fill(connection: &Connection, records: usize) -> anyhow::Result<()> {
         add_person(person)?;
     }
     for class in classes().chain(past.clone()) {
-        connection.prepare_cached("INSERT INTO classes VALUES (?1, 'A class', ?2, 0, ?3)")?.execute(params![
-            class.id.bytes(),
-            class.teacher.id.bytes(),
-            CREATED
-        ])?;
+        connection
+            .prepare_cached(
+                "INSERT INTO classes (id, name, teacher_id, archived, created_at) VALUES (?1, 'A class', ?2, 0, ?3)",
+            )?
+            .execute(params![class.id.bytes(), class.teacher.id.bytes(), CREATED])?;
         for student in class.students() {
             connection
                 .prepare_cached("INSERT INTO enrolments (class_id, student_id) VALUES (?1, ?2)")?

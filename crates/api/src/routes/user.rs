@@ -18,7 +18,7 @@ use crate::error::ApiError;
 use crate::extract::{As, Body, ClientAddress, PageOf, PageQuery};
 use crate::limits::network;
 use crate::metric;
-use crate::middleware::in_request;
+use crate::middleware::{in_request, to_the_end};
 use crate::model::{Envelope, LoginBody, PersonOut, SignupBody, SignupRole, TokenOut, UserOut};
 
 pub(super) fn routes() -> OpenApiRouter<Arc<Api>> {
@@ -97,7 +97,7 @@ async fn log_in(
     ClientAddress(address): ClientAddress,
     Body(body): Body<LoginBody>,
 ) -> Result<Json<TokenOut>, ApiError> {
-    let account = checked_login(&api, address, body).await?;
+    let account = checked_login(Arc::clone(&api), address, body).await?;
     let token = api.tokens.issue(&account, api.services.clock.now(), &api.services.ids)?;
     Ok(Json(TokenOut { token, kind: "bearer" }))
 }
@@ -113,41 +113,44 @@ async fn auth_log_in(state: State<Arc<Api>>, address: ClientAddress, body: Body<
     Ok(ok(token))
 }
 
-/// Checks a login within the limits on failed ones.
+/// Checks a login within the limits on failed ones, to its end: who hangs up has failed, or not, all the same.
 ///
 /// Of an account an attempt is counted before it is checked, so that many at once are no way around the limit, and
 /// given back when it did not fail by its credentials. Of an address it is counted when it has failed: a whole school
 /// that logs in at the same moment has failed at nothing yet. What is tried beyond the limit meanwhile, which the queue
 /// for hashing bounds, is made up for by a longer wait.
-async fn checked_login(api: &Api, address: Option<std::net::IpAddr>, body: LoginBody) -> Result<Account, ApiError> {
-    let now = || api.services.clock.monotonic();
-    let key = EmailKey::of(&body.email);
-    let address = address.map(network);
-    let attempt = match &api.limits {
-        Some(limits) => {
-            let refused = |retry_after| {
-                metric::logins_refused("limit").increment(1);
-                ApiError::TooManyRequests { retry_after }
-            };
-            if let Some(address) = &address {
-                limits.logins_of_address.check(address, now()).await.map_err(refused)?;
+async fn checked_login(api: Arc<Api>, address: Option<std::net::IpAddr>, body: LoginBody) -> Result<Account, ApiError> {
+    to_the_end(async move {
+        let now = || api.services.clock.monotonic();
+        let key = EmailKey::of(&body.email);
+        let address = address.map(network);
+        let attempt = match &api.limits {
+            Some(limits) => {
+                let refused = |retry_after| {
+                    metric::logins_refused("limit").increment(1);
+                    ApiError::TooManyRequests { retry_after }
+                };
+                if let Some(address) = &address {
+                    limits.logins_of_address.check(address, now()).await.map_err(refused)?;
+                }
+                Some((limits, limits.logins_of_account.take(key.as_str(), now()).await.map_err(refused)?))
             }
-            Some((limits, limits.logins_of_account.take(key.as_str(), now()).await.map_err(refused)?))
-        }
-        None => None,
-    };
-    let outcome = api.services.accounts.log_in(&body.email, body.password.into()).await;
-    match (&outcome, attempt) {
-        (Err(Error::InvalidCredentials), attempt) => {
-            metric::logins_refused("credentials").increment(1);
-            if let (Some((limits, _)), Some(address)) = (attempt, &address) {
-                limits.logins_of_address.charge(address, now()).await;
+            None => None,
+        };
+        let outcome = api.services.accounts.log_in(&body.email, body.password.into()).await;
+        match (&outcome, attempt) {
+            (Err(Error::InvalidCredentials), attempt) => {
+                metric::logins_refused("credentials").increment(1);
+                if let (Some((limits, _)), Some(address)) = (attempt, &address) {
+                    limits.logins_of_address.charge(address, now()).await;
+                }
             }
+            (_, Some((limits, taken))) => limits.logins_of_account.give_back(taken, key.as_str(), now()).await,
+            (_, None) => {}
         }
-        (_, Some((limits, taken))) => limits.logins_of_account.give_back(taken, key.as_str(), now()).await,
-        (_, None) => {}
-    }
-    Ok(outcome?)
+        Ok(outcome?)
+    })
+    .await
 }
 
 /// Who am I?

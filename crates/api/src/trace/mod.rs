@@ -80,12 +80,12 @@ pub struct Sampler {
 }
 
 impl Sampler {
-    fn samples(self, trace_id: u128, parent: Option<SpanContext>) -> bool {
+    /// `lot` decides where nobody else has: the lower half of the trace's id, as in OpenTelemetry's SDKs.
+    fn samples(self, lot: u64, parent: Option<SpanContext>) -> bool {
         match parent {
             Some(parent) if self.parent_based => parent.sampled,
-            // As OpenTelemetry's SDKs do it, so that all parts of a trace come to the same decision.
-            #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "63 bits of the id, a ratio")]
-            _ => ((trace_id as u64) >> 1) < (self.ratio.clamp(0.0, 1.0) * (1_u64 << 63) as f64) as u64,
+            #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "63 bits, and a ratio")]
+            _ => (lot >> 1) < (self.ratio.clamp(0.0, 1.0) * (1_u64 << 63) as f64) as u64,
         }
     }
 }
@@ -215,7 +215,10 @@ impl Traces {
             parent.map_or_else(|| u128::from(self.id()) << 64 | u128::from(self.id()), |parent| parent.trace_id);
         let sampled = match parent {
             Some(parent) if !remote_parent => parent.sampled,
-            _ => self.sampler.samples(trace_id, parent),
+            // An id that a client chose would be chosen so that it is recorded.
+            Some(_) => self.sampler.samples(self.id(), parent),
+            #[expect(clippy::cast_possible_truncation, reason = "the lower half")]
+            None => self.sampler.samples(trace_id as u64, None),
         };
         let context = SpanContext { trace_id, span_id: self.id(), sampled };
         let finished = sampled.then(|| {
@@ -320,6 +323,17 @@ impl fmt::Debug for Traces {
     }
 }
 
+/// `work` for the present span too, where another task does it.
+pub(crate) fn carried<F: Future>(work: F) -> impl Future<Output = F::Output> {
+    let span = CURRENT.try_with(Span::clone).ok();
+    async move {
+        match span {
+            Some(span) => span.around(work).await,
+            None => work.await,
+        }
+    }
+}
+
 /// The span that the present task works for, for logs.
 pub fn current() -> Option<SpanContext> {
     CURRENT.try_with(|span| span.0.context).ok()
@@ -402,8 +416,7 @@ mod tests {
         let parent = |sampled| Some(SpanContext { trace_id: 1, span_id: 1, sampled });
         for ratio in [0.0, 0.5, 1.0] {
             let [alone, based] = [false, true].map(|parent_based| Sampler { parent_based, ratio });
-            let low = u128::from(u64::MAX / 4);
-            let high = u128::from(u64::MAX);
+            let (low, high) = (u64::MAX / 4, u64::MAX);
             assert_eq!([alone.samples(low, None), alone.samples(high, None)], [ratio > 0.0, ratio > 0.5]);
             assert_eq!(alone.samples(high, parent(true)), ratio > 0.5);
             assert!(based.samples(high, parent(true)) && !based.samples(low, parent(false)));

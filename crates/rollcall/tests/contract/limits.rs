@@ -89,6 +89,47 @@ async fn failed_logins_are_counted_per_address() {
     attempt(1_000, "192.0.2.2").await.refused(400, "Invalid email or password");
 }
 
+#[tokio::test]
+async fn hanging_up_is_no_way_around_the_limits_and_locks_nobody_out() {
+    let server = limited().await;
+    let client = server.client();
+    let victim = client.student("V").await;
+    let hang_up = async |email: &str, password: &str| {
+        let body = json!({"email": email, "password": password}).to_string();
+        let mut raw = client.raw().await;
+        let head = format!("POST /login HTTP/1.1\r\nHost: a\r\nContent-Length: {}\r\n\r\n", body.len());
+        raw.send(format!("{head}{body}")).await.unwrap();
+        // Long enough to be begun.
+        client.get("/health/live").await.ok();
+    };
+    // By somebody who reloads the page again and again: in the end nothing of it counts.
+    for _ in 0..10 {
+        hang_up(&victim.email, &victim.password).await;
+    }
+    let right = json!({"email": victim.email, "password": victim.password});
+    eventually(async || client.post("/login", &right).await.status == 200).await;
+    // By somebody who guesses: a guess that was begun counts as the failure that it is.
+    let guesses = std::cell::Cell::new(0);
+    eventually(async || {
+        guesses.set(guesses.get() + 1);
+        hang_up(&format!("nobody{}@example.org", guesses.get()), "wrong").await;
+        let figures = client.get("/metrics").await.text();
+        let failed = r#"rollcall_logins_refused_total{why="credentials"} "#;
+        let failed = figures.lines().find_map(|line| line.strip_prefix(failed)?.parse::<u32>().ok());
+        failed.is_some_and(|failed| failed > 5)
+    })
+    .await;
+}
+
+async fn eventually(holds: impl AsyncFn() -> bool) {
+    let wait = async {
+        while !holds().await {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, wait).await.unwrap();
+}
+
 async fn sign_up(client: &Client, n: usize, from: &str) -> Answer {
     let body = json!({"name": "S", "email": format!("s{n}@example.org"), "password": "123456", "role": "student"});
     client.call(Method::POST, "/signup").header("x-forwarded-for", from).json(&body).send().await

@@ -329,6 +329,19 @@ async fn what_is_not_sampled_is_not_sent() {
         assert!(server.terminate().await.unwrap().success());
         assert_eq!(collector.spans().len(), expected, "{sampler}");
     }
+
+    // Nobody chooses an id by which the ratio takes a request.
+    let collector = Collector::start(Mood::Takes).await;
+    let server =
+        collector.builder().env("OTEL_TRACES_SAMPLER", "traceidratio").env("OTEL_TRACES_SAMPLER_ARG", "0.0001");
+    let mut server = server.start().await.unwrap();
+    let client = server.client();
+    let chosen = "00-aaaaaaaaaaaaaaaa0000000000000001-00f067aa0ba902b7-01";
+    for _ in 0..20 {
+        client.call(Method::GET, "/nowhere").header("traceparent", chosen).send().await;
+    }
+    assert!(server.terminate().await.unwrap().success());
+    assert!(collector.spans().len() < 3, "{}", collector.spans().len());
 }
 
 #[tokio::test]
