@@ -146,9 +146,16 @@ pub struct NewMail {
     pub token: Option<TokenHash>,
     /// When it was queued.
     pub queued_at: Timestamp,
-    /// It takes the place of a mail with the same [key](Reason::key) that was queued before this moment; one that was
-    /// queued later stands in its way.
+    /// It takes the place of a mail with the same [key](Reason::key) that was queued before this moment, or that a clock
+    /// which has been set back dates well [after](NewMail::future) this one; any other stands in its way.
     pub replaces_before: Timestamp,
+}
+
+impl NewMail {
+    /// A mail that was queued after this moment was not, by the present clock.
+    pub fn future(&self) -> Timestamp {
+        self.queued_at.after(ASK_AGAIN)
+    }
 }
 
 /// A mail that is being sent.

@@ -173,7 +173,8 @@ pub trait Users {
     async fn user(&self, id: UserId) -> Result<Option<Account>, StoreError>;
     /// The account with this address.
     async fn user_by_email(&self, email: &EmailKey) -> Result<Option<Account>, StoreError>;
-    /// Changes an account; answers with the account as it is now.
+    /// Changes an account; answers with the account as it is now. What ends its tokens ends a link to reset its password
+    /// too.
     async fn change_user(&self, id: UserId, change: AccountChange) -> Result<Option<Account>, StoreError>;
     /// All accounts, by id.
     async fn users(&self, page: Page<UserId>) -> Result<Vec<Account>, StoreError>;
@@ -286,10 +287,11 @@ pub struct Absences {
 pub trait Outbox {
     /// Queues mails, each unless one with its [key](crate::mail::Reason::key) stands in its way.
     async fn queue_mails(&self, mails: Vec<NewMail>) -> Result<(), StoreError>;
-    /// Takes at most `limit` mails that are due at `now` and not expired, those first that have been due the longest.
+    /// Takes at most `limit` mails that are due at `now` and not expired: what somebody waits for before notices of absences,
+    /// and of each those first that have been due the longest.
     /// Nobody else is given them until `until`.
     async fn take_mails(&self, now: Timestamp, until: Timestamp, limit: u32) -> Result<Vec<Mail>, StoreError>;
-    /// Says what becomes of a mail, unless somebody else has taken it since.
+    /// Says what becomes of a mail: that it is due again only if nobody else has taken it since.
     async fn settle_mail(&self, mail: &Mail, fate: Fate) -> Result<(), StoreError>;
     /// Whose token that is, in a mail of this kind, if it is good at `now`: neither used, nor replaced, nor expired.
     async fn token_owner(&self, token: TokenHash, kind: Kind, now: Timestamp) -> Result<Option<UserId>, StoreError>;
@@ -302,6 +304,8 @@ pub trait Outbox {
         now: Timestamp,
         change: AccountChange,
     ) -> Result<Option<Account>, StoreError>;
+    /// How many mails of this kind were queued to somebody at `since` or later.
+    async fn mails_since(&self, to: UserId, kind: Kind, since: Timestamp) -> Result<u64, StoreError>;
     /// Forgets the mails that are expired at `now`. Answers with how many of them were never sent.
     async fn forget_mails(&self, now: Timestamp) -> Result<u64, StoreError>;
     /// Sessions whose absent students are to be told, at most `limit`.

@@ -126,6 +126,15 @@ impl Email {
         &self.0
     }
 
+    /// The mailbox behind an address of any form, as near as can be told: many mail servers take `name+anything` for
+    /// `name`.
+    pub fn mailbox(text: &str) -> String {
+        let key = EmailKey::of(text);
+        let (local, domain) = key.as_str().rsplit_once('@').unwrap_or((key.as_str(), ""));
+        let local = local.trim_matches('"');
+        format!("{}@{domain}", local.split_once('+').map_or(local, |(name, _)| name))
+    }
+
     /// What makes the address unique.
     pub fn key(&self) -> EmailKey {
         EmailKey::of(&self.0)
@@ -318,6 +327,9 @@ mod tests {
             assert!(Email::parse(bad).is_err(), "{bad:?}");
         }
         assert_eq!(EmailKey::of(" A@B.Co "), EmailKey::of("a@b.co"));
+        for same in ["a@b.co", " A+1@B.co", "\"a\"@b.co", "a+x+y@b.co"] {
+            assert_eq!(Email::mailbox(same), "a@b.co");
+        }
     }
 
     #[test]

@@ -40,19 +40,27 @@ impl Outbox for MongoStore {
         // What this call took, whoever else takes at the same moment, and however often it has to ask.
         let call = oid::ObjectId::new();
         let due = doc! { "dueAt": { "$lte": time(now) }, "expiresAt": { "$gt": time(now) }, "taker": { "$ne": call } };
+        // What somebody waits for comes before notices.
+        let first = doc! { "$in": [Kind::ConfirmEmail.as_str(), Kind::ResetPassword.as_str()] };
+        let mut kinds = [Bson::Document(first), Bson::from(Kind::Absence.as_str())].into_iter();
+        let Some(mut kind) = kinds.next() else { return Ok(Vec::new()) };
         let mut taken = Vec::new();
         while taken.len() < limit as usize {
             let left = i64::from(limit) - integer(taken.len() as u64);
+            let mut due = due.clone();
+            due.insert("kind", kind.clone());
             let find = self.db.mails.find(due.clone()).projection(doc! { "_id": 1 }).sort(doc! { "dueAt": 1 });
             // What others took a moment ago need not be found to be seen once more.
             let find = find.limit(left).read_concern(ReadConcern::local()).max_time(SERVER);
             let found: Vec<Document> = self.db.read(async { find.await?.try_collect().await }).await?;
             let keys: Vec<_> = found.into_iter().filter_map(|mut mail| mail.remove("_id")).collect();
             if keys.is_empty() {
-                break;
+                let Some(next) = kinds.next() else { break };
+                kind = next;
+                continue;
             }
             let among = doc! { "_id": { "$in": &keys } };
-            let mut free = due.clone();
+            let mut free = due;
             free.extend(among.clone());
             let take = doc! { "$set": { "dueAt": time(until), "taker": call }, "$inc": { "attempts": 1_i64 } };
             self.db.settle(|| self.db.mails.update_many(free.clone(), take.clone())).await?;
@@ -67,14 +75,14 @@ impl Outbox for MongoStore {
     }
 
     async fn settle_mail(&self, mail: &Mail, fate: Fate) -> Result<(), StoreError> {
-        let own = doc! {
-            "_id": mail.reason.key(mail.to), "mailId": id(mail.id), "attempts": i64::from(mail.attempt),
-            // What is over stays so, whatever comes late.
-            "dueAt": { "$exists": true },
-        };
+        // What is over stays so, whatever comes late.
+        let mut own = doc! { "_id": mail.reason.key(mail.to), "mailId": id(mail.id), "dueAt": { "$exists": true } };
         let update = match fate {
             Fate::Over => doc! { "$unset": { "dueAt": "" } },
-            Fate::Due(at) => doc! { "$set": { "dueAt": time(at) } },
+            Fate::Due(at) => {
+                own.insert("attempts", i64::from(mail.attempt));
+                doc! { "$set": { "dueAt": time(at) } }
+            }
         };
         self.db.settle(|| self.db.mails.update_one(own.clone(), update.clone())).await.map(drop)
     }
@@ -99,6 +107,11 @@ impl Outbox for MongoStore {
                 async move { use_token(&db, tx, good, &change).await }.boxed()
             })
             .await
+    }
+
+    async fn mails_since(&self, to: UserId, kind: Kind, since: Timestamp) -> Result<u64, StoreError> {
+        let those = doc! { "to": id(to), "kind": kind.as_str(), "queuedAt": { "$gte": time(since) } };
+        self.db.read(self.db.mails.count_documents(those).max_time(SERVER)).await
     }
 
     async fn forget_mails(&self, now: Timestamp) -> Result<u64, StoreError> {
@@ -135,7 +148,9 @@ pub(crate) async fn note_absences(db: &Db, tx: &mut ClientSession, session: &Ses
 fn queue(mail: &NewMail) -> Document {
     let room = doc! {
         "_id": mail.reason.key(mail.to),
-        "queuedAt": { "$lt": time(mail.replaces_before) },
+        "$or": [
+            { "queuedAt": { "$lt": time(mail.replaces_before) } }, { "queuedAt": { "$gt": time(mail.future()) } },
+        ],
         "mailId": { "$ne": id(mail.id) },
     };
     doc! { "q": room, "u": doc::mail_doc(mail), "upsert": true }

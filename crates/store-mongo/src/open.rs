@@ -186,7 +186,8 @@ async fn prepare_collections(db: &Db) -> Result<(), Error> {
         vec![
             index(doc! { "mailId": 1 }, true, None),
             index(doc! { "token": 1 }, true, there("token")),
-            index(doc! { "dueAt": 1 }, false, there("dueAt")),
+            index(doc! { "kind": 1, "dueAt": 1 }, false, there("dueAt")),
+            index(doc! { "to": 1, "kind": 1, "queuedAt": 1 }, false, None),
             index(doc! { "expiresAt": 1 }, false, None),
         ],
     )

@@ -7,7 +7,7 @@ use futures_util::FutureExt;
 use mongodb::bson::{Document, doc};
 use mongodb::options::ReturnDocument;
 use rollcall_core::id::UserId;
-use rollcall_core::mail::NewMail;
+use rollcall_core::mail::{NewMail, Reason};
 use rollcall_core::store::{Inserted, Page, StoreError, Users};
 use rollcall_core::user::{Account, AccountChange, EmailKey, Person};
 
@@ -49,6 +49,18 @@ impl Users for MongoStore {
     }
 
     async fn change_user(&self, id: UserId, change: AccountChange) -> Result<Option<Account>, StoreError> {
+        if matches!(
+            change,
+            AccountChange::Disable
+                | AccountChange::Enable
+                | AccountChange::SetPassword(_)
+                | AccountChange::ResetPassword(_)
+        ) {
+            // First: whoever has the link must not be faster.
+            let reset = doc! { "_id": Reason::ResetPassword.key(id) };
+            let end = doc! { "$unset": { "token": "", "dueAt": "" } };
+            self.db.settle(|| self.db.mails.update_one(reset.clone(), end.clone())).await?;
+        }
         let (unless, update) = update(&change);
         let mut filter = doc! { "_id": doc::id(id) };
         filter.extend(unless);

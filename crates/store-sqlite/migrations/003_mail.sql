@@ -20,7 +20,9 @@ CREATE TABLE mails (
     attempts   INTEGER NOT NULL
 ) STRICT, WITHOUT ROWID;
 
-CREATE INDEX mails_due ON mails (due_at) WHERE due_at IS NOT NULL;
+-- Notices of absences wait for what somebody waits for.
+CREATE INDEX mails_due ON mails (kind = 'absence', due_at) WHERE due_at IS NOT NULL;
+CREATE INDEX mails_of_user ON mails (user_id, kind, queued_at);
 CREATE INDEX mails_expired ON mails (expires_at);
 
 -- Finished sessions whose absent students are to be told, and have no mail yet.

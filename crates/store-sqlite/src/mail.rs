@@ -30,11 +30,7 @@ impl Outbox for SqliteStore {
 
     async fn take_mails(&self, now: Timestamp, until: Timestamp, limit: u32) -> Result<Vec<Mail>, StoreError> {
         // Most often there is nothing to do: that shall not cost a write.
-        let some = self.readers.read(move |connection| {
-            connection
-                .prepare_cached("SELECT 1 FROM mails WHERE due_at <= ?1 AND expires_at > ?1")?
-                .exists([now.millis()])
-        });
+        let some = self.readers.read(move |connection| Ok(!due(connection, now, 1)?.is_empty()));
         if !some.await? {
             return Ok(Vec::new());
         }
@@ -51,7 +47,8 @@ impl Outbox for SqliteStore {
             .call(move |tx| {
                 tx.connection()
                     .prepare_cached(
-                        "UPDATE mails SET due_at = ?3 WHERE id = ?1 AND attempts = ?2 AND due_at IS NOT NULL",
+                        "UPDATE mails SET due_at = ?3
+                         WHERE id = ?1 AND due_at IS NOT NULL AND (attempts = ?2 OR ?3 IS NULL)",
                     )?
                     .execute(params![id.bytes(), attempt, due_at])
                     .map(drop)
@@ -71,6 +68,16 @@ impl Outbox for SqliteStore {
         change: AccountChange,
     ) -> Result<Option<Account>, StoreError> {
         self.writer.call(move |tx| use_token(tx, token, kind, now, change)).await
+    }
+
+    async fn mails_since(&self, to: UserId, kind: Kind, since: Timestamp) -> Result<u64, StoreError> {
+        self.readers
+            .read(move |connection| {
+                connection
+                    .prepare_cached("SELECT count(*) FROM mails WHERE user_id = ?1 AND kind = ?2 AND queued_at >= ?3")?
+                    .query_row(params![to.bytes(), kind.as_str(), since.millis()], |row| Columns::new(row).sequence())
+            })
+            .await
     }
 
     async fn forget_mails(&self, now: Timestamp) -> Result<u64, StoreError> {
@@ -119,8 +126,8 @@ impl Outbox for SqliteStore {
 pub(crate) fn queue(connection: &Connection, mail: &NewMail) -> rusqlite::Result<()> {
     let NewMail { id, to, reason, token, queued_at, replaces_before } = *mail;
     connection
-        .prepare_cached("DELETE FROM mails WHERE key = ?1 AND queued_at < ?2")?
-        .execute(params![reason.key(to), replaces_before.millis()])?;
+        .prepare_cached("DELETE FROM mails WHERE key = ?1 AND (queued_at < ?2 OR queued_at > ?3)")?
+        .execute(params![reason.key(to), replaces_before.millis(), mail.future().millis()])?;
     insert_row(connection, &StoredMail { id, to, reason, token, queued_at, due_at: Some(queued_at), attempts: 0 })
 }
 
@@ -153,6 +160,14 @@ pub(crate) fn insert_row(connection: &Connection, mail: &StoredMail) -> rusqlite
         .map(drop)
 }
 
+/// Ends a mail, and its token.
+pub(crate) fn end(connection: &Connection, reason: Reason, to: UserId) -> rusqlite::Result<()> {
+    connection
+        .prepare_cached("UPDATE mails SET token = NULL, due_at = NULL WHERE key = ?1")?
+        .execute([reason.key(to)])
+        .map(drop)
+}
+
 /// Notes a session whose absent students are to be told.
 pub(crate) fn note(connection: &Connection, Absences { session_id, class_id }: Absences) -> rusqlite::Result<()> {
     connection
@@ -161,11 +176,23 @@ pub(crate) fn note(connection: &Connection, Absences { session_id, class_id }: A
         .map(drop)
 }
 
+/// What is due: what somebody waits for, then notices, each oldest first.
+fn due(connection: &Connection, now: Timestamp, limit: u32) -> rusqlite::Result<Vec<StoredMail>> {
+    let mut found = Vec::new();
+    for notices in [false, true] {
+        let left = limit - u32::try_from(found.len()).unwrap_or(limit);
+        let mut statement = connection.prepare_cached(select!(
+            "WHERE (kind = 'absence') = ?3 AND due_at <= ?1 AND expires_at > ?1 ORDER BY due_at LIMIT ?2"
+        ))?;
+        for mail in statement.query_map(params![now.millis(), left, notices], stored)? {
+            found.push(mail?);
+        }
+    }
+    Ok(found)
+}
+
 fn take(connection: &Connection, now: Timestamp, until: Timestamp, limit: u32) -> rusqlite::Result<Vec<Mail>> {
-    let due = connection
-        .prepare_cached(select!("WHERE due_at <= ?1 AND expires_at > ?1 ORDER BY due_at LIMIT ?2"))?
-        .query_map(params![now.millis(), limit], stored)?
-        .collect::<Result<Vec<_>, _>>()?;
+    let due = due(connection, now, limit)?;
     let mut take = connection.prepare_cached("UPDATE mails SET due_at = ?2, attempts = ?3 WHERE id = ?1")?;
     let mut taken = Vec::with_capacity(due.len());
     for StoredMail { id, to, reason, queued_at, attempts, .. } in due {

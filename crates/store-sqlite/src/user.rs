@@ -2,7 +2,7 @@
 
 use async_trait::async_trait;
 use rollcall_core::id::UserId;
-use rollcall_core::mail::NewMail;
+use rollcall_core::mail::{NewMail, Reason};
 use rollcall_core::store::{Change, Inserted, Page, StoreError, Users};
 use rollcall_core::user::{Account, AccountChange, Email, EmailKey, PasswordHash, Person, PersonName};
 use rusqlite::{Connection, OptionalExtension, Row, params};
@@ -140,6 +140,9 @@ pub(crate) fn apply(tx: &mut Tx<'_>, id: UserId, change: AccountChange) -> rusql
             account.email_confirmed,
             account.absence_notices,
         ])?;
+    if account.token_version != before.token_version {
+        mail::end(tx.connection(), Reason::ResetPassword, id)?;
+    }
     tx.tell(Change::Account(id))?;
     Ok(Some(account))
 }

@@ -174,7 +174,14 @@ impl School {
     /// Somebody who signs up, as others do.
     async fn newcomer(&self, email: &str) -> Member {
         let wanted = SignUp { name: "Somebody", email, password: "secret", role: Role::Student, code: None };
-        Member::admit(Arc::new(self.services.accounts.sign_up(wanted).await.unwrap()), 0).unwrap()
+        Member::admit(Arc::new(self.services.accounts.sign_up(wanted, true).await.unwrap()), 0).unwrap()
+    }
+
+    /// Somebody asks for another password.
+    async fn forgot(&self, email: &str) {
+        if let Some(mail) = self.services.mails.forgot_password(email).await.unwrap() {
+            self.services.mails.queue(mail).await.unwrap();
+        }
     }
 
     /// Everything that is to be sent now.
@@ -576,18 +583,18 @@ async fn accounts_are_made_and_admitted_by_the_rules() {
     let wanted = |email, role, code| SignUp { name: " Ada ", email, password: "secret", role, code };
 
     for wrong in [None, Some(SecretString::from("let me")), Some(SecretString::from(""))] {
-        let refused = accounts.sign_up(wanted("ada@example.org", Role::Teacher, wrong)).await;
+        let refused = accounts.sign_up(wanted("ada@example.org", Role::Teacher, wrong), true).await;
         assert!(matches!(refused, Err(Error::SignupClosed)), "{refused:?}");
     }
-    let refused = accounts.sign_up(SignUp { name: "", ..wanted("ada", Role::Teacher, None) }).await;
+    let refused = accounts.sign_up(SignUp { name: "", ..wanted("ada", Role::Teacher, None) }, true).await;
     let Err(Error::Invalid(fields)) = refused else { panic!("{refused:?}") };
     assert_eq!(fields.iter().map(|error| error.field).collect::<Vec<_>>(), ["name", "email"]);
-    let refused = accounts.sign_up(wanted("ada@example.org", Role::Admin, Some(code()))).await;
+    let refused = accounts.sign_up(wanted("ada@example.org", Role::Admin, Some(code())), true).await;
     assert!(matches!(refused, Err(Error::Invalid(_))), "{refused:?}");
 
-    let ada = accounts.sign_up(wanted("Ada@Example.org", Role::Teacher, Some(code()))).await.unwrap();
+    let ada = accounts.sign_up(wanted("Ada@Example.org", Role::Teacher, Some(code())), true).await.unwrap();
     assert_eq!((ada.name.as_str(), ada.email.as_str()), ("Ada", "Ada@Example.org"));
-    let taken = accounts.sign_up(wanted("aDA@example.ORG", Role::Student, None)).await;
+    let taken = accounts.sign_up(wanted("aDA@example.ORG", Role::Student, None), true).await;
     assert!(matches!(taken, Err(Error::EmailExists)), "{taken:?}");
 
     let secret = || SecretString::from("secret");
@@ -608,7 +615,7 @@ async fn two_who_sign_up_with_one_address_at_once_are_one_account() {
     let school = School::open();
     let sign_up = async |email: String| {
         let wanted = SignUp { name: "Ada", email: &email, password: "secret", role: Role::Student, code: None };
-        school.services.accounts.sign_up(wanted).await
+        school.services.accounts.sign_up(wanted, true).await
     };
     for round in 0..20 {
         let (lower, upper) = (format!("ada{round}@example.org"), format!("ADA{round}@example.org"));
@@ -681,10 +688,10 @@ async fn a_password_is_reset_once_and_within_an_hour() {
     let mails = &school.services.mails;
     let sam = school.newcomer("sam@example.org").await;
     mails.over(&school.due().await[0]).await.unwrap();
-    mails.forgot_password("nobody@example.org").await.unwrap();
+    school.forgot("nobody@example.org").await;
     assert!(school.due().await.is_empty());
     let token = async || {
-        mails.forgot_password(" SAM@example.org").await.unwrap();
+        school.forgot(" SAM@example.org").await;
         let due = school.due().await;
         let Some(Subject::ResetPassword { token, .. }) = school.subject(&due[0]).await else { panic!("another mail") };
         mails.over(&due[0]).await.unwrap();
@@ -707,8 +714,15 @@ async fn a_password_is_reset_once_and_within_an_hour() {
     let before = token().await;
     school.services.accounts.change("sam@example.org", AccountChange::Disable).await.unwrap();
     assert!(matches!(mails.reset_password(&before, "a fourth").await, Err(Error::InvalidLink)));
+    school.services.accounts.change("sam@example.org", AccountChange::Enable).await.unwrap();
+    assert!(matches!(mails.reset_password(&before, "a fourth").await, Err(Error::InvalidLink)), "nor later");
     school.clock.advance(Duration::from_mins(2));
-    mails.forgot_password("sam@example.org").await.unwrap();
+    let before = token().await;
+    school.services.accounts.reset_password("sam@example.org", "by the operator").await.unwrap();
+    assert!(matches!(mails.reset_password(&before, "a fourth").await, Err(Error::InvalidLink)));
+    school.services.accounts.change("sam@example.org", AccountChange::Disable).await.unwrap();
+    school.clock.advance(Duration::from_mins(2));
+    school.forgot("sam@example.org").await;
     assert!(school.due().await.iter().all(|mail| mail.to != sam.id()));
 }
 
@@ -742,6 +756,26 @@ async fn absent_students_are_told_where_the_class_and_they_want_it() {
     mails.set_notices(unsubscribe.expose_secret(), true).await.unwrap();
     assert!(school.subject(&due[0]).await.is_some());
     assert_eq!(hold().await.len(), 1, "each session is told of by itself");
+    // Nobody fills a mailbox by sessions.
+    let mut told = 2;
+    for _ in 0..15 {
+        told += hold().await.len();
+    }
+    assert_eq!(told, 12);
+    school.clock.advance(Duration::from_hours(24));
+    let again = hold().await;
+    assert_eq!(again.iter().filter(|mail| mail.attempt == 1).count(), 1, "another day");
+    // What is turned off is off at once, also for what waits.
+    let off = ClassChange { name: None, absence_notices: Some(false) };
+    school.services.classes.change(&class, off).await.unwrap();
+    assert!(school.subject(&again[0]).await.is_none());
+    // Of a session that was forgotten nobody knows who was there.
+    let on = ClassChange { name: None, absence_notices: Some(true) };
+    school.services.classes.change(&class, on).await.unwrap();
+    school.start(&class).await;
+    school.clock.advance(Duration::from_hours(24));
+    school.services.attendance.finish_older_than(Duration::from_hours(1)).await.unwrap();
+    assert!(school.due().await.iter().all(|mail| mail.attempt > 1));
     // Mails may have been turned off for a while.
     school.start(&class).await;
     school.finish(teacher, &class).await;
@@ -764,11 +798,11 @@ async fn a_mail_waits_until_it_expires() {
         (second[0].id, second[0].attempt),
         "whoever took it never came back"
     );
-    mails.over(&first[0]).await.unwrap();
+    mails.later(&first[0], Duration::ZERO).await.unwrap();
     mails.later(&second[0], Duration::from_mins(10)).await.unwrap();
-    assert!(school.due().await.is_empty());
+    assert!(school.due().await.is_empty(), "the one who was late had nothing more to say");
     school.clock.advance(Duration::from_mins(10));
-    assert_eq!(school.due().await[0].attempt, 3, "the one who was late had nothing more to say");
+    assert_eq!(school.due().await[0].attempt, 3);
     assert_eq!(mails.forget_expired().await.unwrap(), 0);
     school.clock.advance(Duration::from_hours(7 * 24));
     assert!(school.due().await.is_empty());

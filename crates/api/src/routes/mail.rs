@@ -13,13 +13,13 @@ use axum::response::{Html, IntoResponse};
 use axum::routing::get;
 use axum::{Json, Router};
 use rollcall_core::policy::Member;
-use rollcall_core::user::EmailKey;
+use rollcall_core::user::Email;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::{Answer, ok};
 use crate::Api;
-use crate::error::{ApiError, ErrorBody};
+use crate::error::{ApiError, ErrorBody, log_failure};
 use crate::extract::{As, Body, ClientAddress, PathId};
 use crate::limits::network;
 use crate::middleware::in_request;
@@ -57,7 +57,7 @@ fn page() -> impl IntoResponse {
 }
 
 /// Refuses who asks for too many mails, for one address or from one.
-async fn limit(api: &Api, address: Option<std::net::IpAddr>, email: &str) -> Result<(), ApiError> {
+pub(super) async fn limit(api: &Api, address: Option<std::net::IpAddr>, email: &str) -> Result<(), ApiError> {
     let Some(limits) = &api.limits else { return Ok(()) };
     let refused = |retry_after| {
         metrics::counter!("rollcall_mail_requests_refused_total").increment(1);
@@ -67,7 +67,7 @@ async fn limit(api: &Api, address: Option<std::net::IpAddr>, email: &str) -> Res
     if let Some(address) = address {
         limits.mails_of_address.take(&network(address), now).await.map_err(refused)?;
     }
-    limits.mails_to.take(EmailKey::of(email).as_str(), now).await.map(drop).map_err(refused)
+    limits.mails_to.take(&Email::mailbox(email), now).await.map(drop).map_err(refused)
 }
 
 /// I forgot my password
@@ -88,9 +88,16 @@ async fn forgotten(
     api.services.mails.set_up()?;
     limit(&api, address, &body.email).await?;
     let answer_at = tokio::time::Instant::now() + FORGOTTEN_TAKES;
-    let outcome = api.services.mails.forgot_password(&body.email).await;
+    if let Some(mail) = api.services.mails.forgot_password(&body.email).await? {
+        // Not waited for: how long that takes, or that it fails, would tell as well.
+        let api = Arc::clone(&api);
+        tokio::spawn(async move {
+            if let Err(error) = api.services.mails.queue(mail).await {
+                log_failure(&error);
+            }
+        });
+    }
     tokio::time::sleep_until(answer_at).await;
-    outcome?;
     Ok((StatusCode::ACCEPTED, ok(Nothing {})))
 }
 

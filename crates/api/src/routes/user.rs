@@ -64,7 +64,9 @@ async fn sign_up(
         role,
         code: body.signup_code.map(Into::into),
     };
-    let account = api.services.accounts.sign_up(wanted).await?;
+    // Nobody is kept from signing up by how many mails a stranger may be sent, who can be sent one later.
+    let welcome = api.services.mails.set_up().is_ok() && super::mail::limit(&api, address, &body.email).await.is_ok();
+    let account = api.services.accounts.sign_up(wanted, welcome).await?;
     in_request(|| tracing::info!(user = %account.id, role = %account.role, "signed up"));
     Ok((StatusCode::CREATED, ok(UserOut::from(&account))))
 }

@@ -281,6 +281,10 @@ impl Outbox for TracedStore {
         ask!(self.use_token(token, kind, now, change))
     }
 
+    async fn mails_since(&self, to: UserId, kind: MailKind, since: Timestamp) -> Result<u64, StoreError> {
+        ask!(self.mails_since(to, kind, since))
+    }
+
     async fn forget_mails(&self, now: Timestamp) -> Result<u64, StoreError> {
         ask!(self.forget_mails(now))
     }

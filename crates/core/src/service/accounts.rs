@@ -66,21 +66,27 @@ pub struct Accounts {
 
 impl Accounts {
     /// Makes an account for somebody who signs up: a student, or a teacher where that is open. Where mails are sent,
-    /// one asks to confirm the address.
-    pub async fn sign_up(&self, wanted: SignUp<'_>) -> Result<Account, Error> {
+    /// one asks to confirm the address, if `welcome`.
+    pub async fn sign_up(&self, wanted: SignUp<'_>, welcome: bool) -> Result<Account, Error> {
         if wanted.role == Role::Admin {
             return Err(Error::invalid("role", "must be teacher or student"));
         }
         let closed = wanted.role == Role::Teacher && !self.teacher_signup.admits(wanted.code.as_ref());
-        self.make(wanted, closed, false).await
+        self.make(wanted, closed, false, welcome).await
     }
 
     /// Makes an account of any role, on the operator's word, which holds for its address too.
     pub async fn create(&self, wanted: SignUp<'_>) -> Result<Account, Error> {
-        self.make(wanted, false, true).await
+        self.make(wanted, false, true, false).await
     }
 
-    async fn make(&self, wanted: SignUp<'_>, closed: bool, email_confirmed: bool) -> Result<Account, Error> {
+    async fn make(
+        &self,
+        wanted: SignUp<'_>,
+        closed: bool,
+        email_confirmed: bool,
+        welcome: bool,
+    ) -> Result<Account, Error> {
         let mut errors = Vec::new();
         let name = note(&mut errors, PersonName::parse(wanted.name));
         let email = note(&mut errors, Email::parse(wanted.email));
@@ -109,7 +115,7 @@ impl Accounts {
             absence_notices: true,
             created_at: now,
         };
-        let welcome = self.mails.with_token(account.id, Reason::ConfirmEmail).filter(|_| !email_confirmed);
+        let welcome = self.mails.with_token(account.id, Reason::ConfirmEmail).filter(|_| welcome);
         match self.store.insert_user(account.clone(), welcome).await? {
             Inserted::Created => Ok(account),
             Inserted::EmailExists => Err(Error::EmailExists),

@@ -11,11 +11,15 @@ use crate::id::{Ids, MailId, UserId};
 use crate::mail::{ASK_AGAIN, Fate, Kind, Mail, MailTokens, NewMail, Reason};
 use crate::password::PasswordHasher;
 use crate::policy::Member;
-use crate::session::{SessionState, Status};
+use crate::session::{Actor, SessionState, Status};
 use crate::store::{Absences, Store};
 use crate::time::{Clock, Timestamp};
 use crate::user::{Account, AccountChange, Email, EmailKey, NewPassword, PersonName};
 
+/// How many notices of absences somebody is sent in a day at most: no timetable has more lessons, and nobody can fill a
+/// student's mailbox by sessions.
+const NOTICES_A_DAY: u64 = 12;
+const DAY: Duration = Duration::from_hours(24);
 /// How many sessions' absent students are looked for at once.
 const SESSIONS: u32 = 16;
 
@@ -91,16 +95,18 @@ impl Mails {
         })
     }
 
-    /// Sends somebody a mail by which to choose a new password, if the address is that of an account. Whether it is,
-    /// nobody is told.
-    pub async fn forgot_password(&self, email: &str) -> Result<(), Error> {
+    /// The mail by which to choose a new password, for [`queue`](Self::queue), if the address is that of an account.
+    /// Whether it is, nobody must be told.
+    pub async fn forgot_password(&self, email: &str) -> Result<Option<NewMail>, Error> {
         self.set_up()?;
         let account = self.store.user_by_email(&EmailKey::of(email)).await?;
-        if let Some(account) = account.filter(|account| !account.disabled) {
-            let mail = self.with_token(account.id, Reason::ResetPassword);
-            self.store.queue_mails(mail.into_iter().collect()).await?;
-        }
-        Ok(())
+        let account = account.filter(|account| !account.disabled);
+        Ok(account.and_then(|account| self.with_token(account.id, Reason::ResetPassword)))
+    }
+
+    /// Queues a mail.
+    pub async fn queue(&self, mail: NewMail) -> Result<(), Error> {
+        Ok(self.store.queue_mails(vec![mail]).await?)
     }
 
     /// Sets the password of whoever was sent `token`, and ends all logins of the account. Answers with whose it is.
@@ -149,17 +155,20 @@ impl Mails {
         for Absences { session_id, class_id } in &finished {
             let reason = Reason::Absence { class_id: *class_id, session_id: *session_id };
             let now = self.clock.now();
-            // No mails may have been sent for long: what was then is no news any more.
             let finished_at = match self.store.session(*class_id, *session_id).await?.map(|session| session.state) {
-                Some(SessionState::Finished { at, .. }) if reason.kind().expires_at(at) > now => Some(at),
+                // No mails may have been sent for long: what was then is no news any more. And of a session that was
+                // forgotten nobody knows who was there.
+                Some(SessionState::Finished { at, by: Actor::User(_), .. }) => {
+                    Some(at).filter(|at| reason.kind().expires_at(*at) > now)
+                }
                 _ => None,
             };
-            if let Some(queued_at) = finished_at {
+            let class = self.store.class(*class_id).await?;
+            if let Some(queued_at) = finished_at.filter(|_| class.is_some_and(|class| class.absence_notices)) {
                 let mut mails = Vec::new();
                 for record in self.store.records(*session_id, None).await? {
                     let to = record.student_id;
-                    if record.status == Status::Absent && self.store.user(to).await?.as_ref().is_some_and(wants_notices)
-                    {
+                    if record.status == Status::Absent && self.is_told(to, now).await? {
                         let id = MailId(self.ids.next(now));
                         // What is there already is the same notice: this was done before, and not to its end.
                         let replaces_before = Timestamp::from_millis(i64::MIN);
@@ -171,6 +180,12 @@ impl Mails {
             self.store.absences_queued(*session_id).await?;
         }
         Ok(finished.len())
+    }
+
+    /// Whether somebody is told of another absence.
+    async fn is_told(&self, student: UserId, now: Timestamp) -> Result<bool, Error> {
+        let wanted = self.store.user(student).await?.as_ref().is_some_and(wants_notices);
+        Ok(wanted && self.store.mails_since(student, Kind::Absence, now.before(DAY)).await? < NOTICES_A_DAY)
     }
 
     /// Takes at most `limit` mails to send. Each is this caller's for as long as `lease`, and longer by
@@ -196,7 +211,7 @@ impl Mails {
                 let (Some(session), Some(class)) = (session, self.store.class(class_id).await?) else {
                     return Ok(None);
                 };
-                if !wants_notices(&account) {
+                if !class.absence_notices || !wants_notices(&account) {
                     return Ok(None);
                 }
                 Subject::Absence {

@@ -289,6 +289,7 @@ honest! {
         fn take_mails(now: Timestamp, until: Timestamp, limit: u32) -> Vec<Mail>;
         fn token_owner(token: TokenHash, kind: Kind, now: Timestamp) -> Option<UserId>;
         fn use_token(token: TokenHash, kind: Kind, now: Timestamp, change: AccountChange) -> Option<Account>;
+        fn mails_since(to: UserId, kind: Kind, since: Timestamp) -> u64;
         fn forget_mails(now: Timestamp) -> u64;
         fn absences(limit: u32) -> Vec<Absences>;
         fn absences_queued(session: SessionId) -> ();

@@ -79,9 +79,8 @@ fn reset(hash: &str) -> AccountChange {
 /// A mail is given to one at a time, those first that have waited longest, until it is over.
 pub async fn mails_are_taken_when_they_are_due<S: Stores>(world: World<S>) {
     let before = world.clock.now().before(MOMENT);
-    let (class, session) = (ClassId(world.id()), SessionId(world.id()));
     let mut queued = Vec::new();
-    for reason in [Reason::ConfirmEmail, absence(class, session), Reason::ResetPassword] {
+    for reason in [Reason::ConfirmEmail, Reason::ResetPassword, Reason::ConfirmEmail] {
         queued.push(world.mail(UserId(world.id()), reason));
         world.clock.advance(MOMENT);
     }
@@ -256,6 +255,62 @@ pub async fn who_loses_an_address_gets_no_mail<S: Stores>(world: World<S>) {
         assert_eq!(to, if winner == 7 { vec![] } else { vec![found.id] });
     }
     assert_eq!(world.store.users(all()).await.unwrap().len(), 5, "nothing is left of those who came too late");
+}
+
+/// What somebody waits for is sent before notices, however many those are and however long they wait.
+pub async fn notices_wait_for_what_somebody_waits_for<S: Stores>(world: World<S>) {
+    let reader = UserId(world.id());
+    for _ in 0..3 {
+        world.queue(world.mail(reader, absence(ClassId(world.id()), SessionId(world.id())))).await;
+        world.clock.advance(MOMENT);
+    }
+    let reset = world.mail(reader, Reason::ResetPassword);
+    world.queue(reset.clone()).await;
+    assert_eq!(world.take(1).await, [given(&reset, 1)]);
+    assert_eq!(world.take(2).await.len(), 2);
+    let confirm = world.mail(reader, Reason::ConfirmEmail);
+    world.queue(confirm.clone()).await;
+    let rest = world.take(10).await;
+    assert_eq!((&rest[0], rest.len()), (&given(&confirm, 1), 2));
+
+    let since = |kind, since| world.store.mails_since(reader, kind, since);
+    let now = world.clock.now();
+    assert_eq!(since(Kind::Absence, now.before(MOMENT)).await.unwrap(), 1);
+    assert_eq!(since(Kind::Absence, now.before(3 * MOMENT)).await.unwrap(), 3);
+    assert_eq!(since(Kind::ResetPassword, now).await.unwrap(), 1);
+    assert_eq!(world.store.mails_since(UserId(world.id()), Kind::Absence, now.before(LEASE)).await.unwrap(), 0);
+}
+
+/// A clock that was set back keeps nobody from a mail for as long as it was ahead.
+pub async fn a_mail_from_the_future_stands_in_nobodys_way<S: Stores>(world: World<S>) {
+    let student = world.student().await;
+    let ahead = world.clock.now().after(30 * LEASE);
+    let first = world.mail_with(student, Reason::ResetPassword, 1);
+    world.queue(NewMail { queued_at: ahead, replaces_before: ahead, ..first }).await;
+    let second = world.mail_with(student, Reason::ResetPassword, 2);
+    world.queue(second.clone()).await;
+    assert_eq!(world.take(10).await, [given(&second, 1)]);
+    assert_eq!(world.owner(1, Kind::ResetPassword).await, None);
+}
+
+/// Whoever ends an account's tokens ends the link to a new password too, or what was sent would open it again.
+pub async fn what_ends_tokens_ends_the_link_to_reset_the_password<S: Stores>(world: World<S>) {
+    let changes = [
+        AccountChange::SetPassword(PasswordHash::stored("$2b$10$chosen")),
+        AccountChange::Disable,
+        AccountChange::ResetPassword(PasswordHash::stored("$2b$10$chosen")),
+    ];
+    for (number, change) in (1..).zip(changes) {
+        let student = world.student().await;
+        world.queue(world.mail_with(student, Reason::ResetPassword, 2 * number)).await;
+        world.queue(world.mail_with(student, Reason::ConfirmEmail, 2 * number + 1)).await;
+        world.store.change_user(student, AccountChange::AbsenceNotices(false)).await.unwrap();
+        assert_eq!(world.owner(2 * number, Kind::ResetPassword).await, Some(student));
+        world.store.change_user(student, change).await.unwrap();
+        world.store.change_user(student, AccountChange::Enable).await.unwrap();
+        assert_eq!(world.owner(2 * number, Kind::ResetPassword).await, None);
+        assert_eq!(world.owner(2 * number + 1, Kind::ConfirmEmail).await, Some(student));
+    }
 }
 
 /// Whoever uses a token at the same moment, it is used once.
