@@ -1,12 +1,15 @@
 // The page behind the links in mails. What it asks for is posted to its own address.
 const find = (id) => document.getElementById(id);
 const path = location.pathname.replace(/\/+$/, "");
-const token = location.hash.slice(1);
+const token = location.hash.slice(1) || (history.state || {}).token || "";
 
-// A token stays neither in the address bar nor in the history.
-if (token) history.replaceState(null, "", path);
+// A token does not stay in the address bar. It stays with this tab, for a reload, until it is used.
+if (token) history.replaceState({ token }, "", path);
+// The link once more in this tab loads nothing by itself.
+addEventListener("hashchange", () => location.reload());
 
 const LINK_GONE = "This link has been used already, or it has expired.";
+const NO_TOKEN = "This link is not complete. Please open it from the mail once more.";
 
 const pages = {
   "/password/reset": {
@@ -33,7 +36,7 @@ const pages = {
     button: "Stop the notices",
     body: () => ({}),
     done: () => "You will get no more of these notices.",
-    gone: "This link is not complete. Please open it from the mail once more.",
+    gone: NO_TOKEN,
     undo: { button: "Send them again", method: "DELETE", done: () => "You will get these notices again." },
   },
 };
@@ -55,6 +58,7 @@ const send = async () => {
   });
   const { data, error, details } = await answer.json();
   if (answer.ok) {
+    history.replaceState(null, "", path);
     say(step.done(data));
     if (step.undo) {
       step = step.undo;
@@ -94,7 +98,7 @@ if (page.passwords) {
   for (const id of ["password", "again"]) find(id).required = true;
 }
 if (name !== "unsubscribe" && !token) {
-  say(page.gone, true);
+  say(NO_TOKEN, true);
 } else {
   find("form").hidden = false;
 }

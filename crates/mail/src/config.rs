@@ -44,7 +44,7 @@ pub struct Limits {
     pub first_retry: Duration,
     /// The longest wait after a failure.
     pub longest_retry: Duration,
-    /// For what is under way when the sender is to end.
+    /// For what is under way when the sender is to end: mail servers look into a message before they accept it.
     pub end: Duration,
 }
 
@@ -55,7 +55,7 @@ impl Default for Limits {
             acceptance: Duration::from_mins(10),
             first_retry: Duration::from_secs(10),
             longest_retry: Duration::from_mins(15),
-            end: Duration::from_secs(4),
+            end: Duration::from_secs(9),
         }
     }
 }

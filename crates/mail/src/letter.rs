@@ -4,8 +4,8 @@
 //! `layout.html`. They are given:
 //!
 //! * `url`: where Rollcall is; `site`: the same without `https://`; `sender`: the name that mails are from.
-//! * `name`: the reader's. It is not used in mails to addresses that nobody has confirmed: whoever signed up chose it, and
-//!   could send a stranger any text in it.
+//! * `name`: the reader's. It is not used in mails to addresses that nobody has confirmed, their `To:` included: whoever
+//!   signed up chose it, and could send a stranger any text in it.
 //! * `link` and `until`: what to open, and until when it is good (`confirm-email`, `reset-password`).
 //! * `class`, `started`, `unsubscribe`: the class, when its session began, and what to open against more of these
 //!   (`absence`).
@@ -17,6 +17,7 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::{Context as _, bail, ensure};
 use lettre::Address;
+use lettre::address::Envelope;
 use lettre::message::header::{HeaderName, HeaderValue};
 use lettre::message::{Mailbox, MultiPart, SinglePart};
 use minijinja::{Environment, UndefinedBehavior, Value, context};
@@ -93,6 +94,8 @@ impl Letters {
             split(&text).with_context(|| format!("{kind}.txt must begin with a line `Subject: …`"))?;
 
         let to = address(&letter.email)?;
+        let confirmed = matches!(letter.subject, Subject::Absence { .. });
+        let name = confirmed.then(|| one_line(letter.name.as_str()));
         let host = self.url.mail_host();
         // When it was queued, as RFC 5322 has it: not when it happened to get through.
         let queued_at = Duration::from_millis(queued_at.millis().try_into().unwrap_or_default());
@@ -100,7 +103,9 @@ impl Letters {
             .message_id(Some(format!("<{id}@{host}>")))
             .date(SystemTime::UNIX_EPOCH + queued_at)
             .from(self.from.0.clone())
-            .to(Mailbox::new(Some(one_line(letter.name.as_str())), to.clone()))
+            .to(Mailbox::new(name, to.clone()))
+            // Else it is read back from the headers, which fails for addresses such as "a,b"@school.example.
+            .envelope(Envelope::new(Some(self.from.0.email.clone()), vec![to.clone()])?)
             .subject(subject)
             // No "out of office" in return (RFC 3834).
             .raw_header(header("Auto-Submitted", "auto-generated".to_owned()));
@@ -274,12 +279,39 @@ mod tests {
     }
 
     #[test]
+    fn only_confirmed_addresses_are_sent_a_name() {
+        let [confirm, reset, mut absence] = samples();
+        for letter in [confirm, reset] {
+            let message = written(&letter);
+            assert!(message.contains("\r\nTo: ada@school.example\r\n"), "{message}");
+        }
+        absence.name = PersonName::stored("Ada");
+        assert!(written(&absence).contains("\r\nTo: Ada <ada@school.example>\r\n"), "{}", written(&absence));
+    }
+
+    #[test]
+    fn whoever_can_sign_up_can_be_written_to() {
+        let letters = letters(None).unwrap();
+        for mut letter in samples() {
+            for email in [r#""vic>tim"@school.example"#, r#""a,b"@school.example"#, r#""a\"b<"@school.example"#] {
+                letter.email = Email::parse(email).unwrap();
+                let id = MailId::named("6553f1000102030405ffffff");
+                let message = letters.write(id, Timestamp::from_millis(1_700_000_000_120), &letter).unwrap();
+                assert_eq!(message.to, email);
+                let text = String::from_utf8(message.bytes).unwrap();
+                let to = text.lines().skip_while(|line| !line.starts_with("To: ")).take(2).collect::<String>();
+                assert!(to.contains(email), "{text}");
+            }
+        }
+    }
+
+    #[test]
     fn names_are_no_html() {
         let [_, _, absence] = samples();
         let letters = letters(None).unwrap();
         let html = letters.render("absence.html", &letters.values(&absence)).unwrap();
         assert!(html.contains("Hello Ada &quot;&lt;b&gt;&quot; Lovelace, née Çelik,"), "{html}");
-        assert!(html.contains("<strong>Maths &amp; &lt;Physics&gt;, 日本</strong>"), "{html}");
+        assert!(html.contains("“<strong>Maths &amp; &lt;Physics&gt;, 日本</strong>”"), "{html}");
     }
 
     #[test]
@@ -287,7 +319,7 @@ mod tests {
         let to = |text: &str| address(&Email::stored(text)).map(|it| it.to_string());
         assert_eq!(to("a@Schüle.example").unwrap(), "a@xn--schle-mva.example");
         assert_eq!(to("jürgen@school.example").unwrap(), "jürgen@school.example");
-        for bad in ["a", "a@", "a b@c.d", "a@b.c>\r\nRSET", "a@b.c\r\nRSET"] {
+        for bad in ["a", "a@", "a b@c.d", "a@b.c>\r\nRSET", "a@b.c\r\nRSET", "\"a\r\nRSET\"@b.c"] {
             assert!(to(bad).is_err(), "{bad:?}");
         }
     }

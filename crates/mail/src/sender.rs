@@ -1,11 +1,13 @@
 //! When what is sent, and what becomes of it.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use anyhow::anyhow;
 use parking_lot::Mutex;
+use rollcall_core::id::MailId;
 use rollcall_core::mail::Mail;
 use rollcall_core::service::Mails;
 use rollcall_core::{Clock, Error};
@@ -73,6 +75,7 @@ impl Sender {
             state: Mutex::default(),
             store_fails: Seldom::default(),
             sender_refused: Seldom::default(),
+            mail_fails: Seldom::default(),
         });
         tokio::join!(worker.send(&stop), worker.tidy(&stop));
     }
@@ -84,6 +87,7 @@ struct Worker {
     state: Mutex<State>,
     store_fails: Seldom,
     sender_refused: Seldom,
+    mail_fails: Seldom,
 }
 
 /// What is known of the mail server.
@@ -93,18 +97,25 @@ struct State {
     failures: u32,
     /// Until when nothing is begun.
     paused_until: Option<Instant>,
-    /// Whether a mail is finding out that it works again.
-    probing: bool,
+    /// The mail that is finding out whether it works again.
+    probe: Option<MailId>,
+    /// The mails that are being sent, and the number of the attempt by which each was taken last.
+    under_way: HashMap<MailId, u32>,
     /// Connections for the next mails.
     idle: Vec<Connection>,
 }
 
-/// Held by the one mail that finds out whether the mail server is back.
-struct Probe(Arc<Worker>);
+/// Held as long as a mail is being sent.
+struct UnderWay {
+    worker: Arc<Worker>,
+    id: MailId,
+}
 
-impl Drop for Probe {
+impl Drop for UnderWay {
     fn drop(&mut self) {
-        self.0.state.lock().probing = false;
+        let mut state = self.worker.state.lock();
+        state.under_way.remove(&self.id);
+        state.probe.take_if(|probe| *probe == self.id);
     }
 }
 
@@ -135,7 +146,9 @@ impl Worker {
             if room > 0 {
                 let taken = self.mails.take(LEASE, room).await;
                 for mail in self.heard(taken).unwrap_or_default() {
-                    attempts.spawn(Arc::clone(self).attempt(mail, self.probe()));
+                    if let Some(under_way) = self.begin(&mail) {
+                        attempts.spawn(Arc::clone(self).attempt(mail, under_way));
+                    }
                 }
             }
         }
@@ -185,16 +198,28 @@ impl Worker {
         }
         if state.failures > 0 {
             // One finds out whether the mail server is back, whatever others still wait for.
-            return u32::from(!state.probing);
+            return u32::from(state.probe.is_none());
         }
         u32::try_from(AT_ONCE.saturating_sub(under_way)).unwrap_or_default()
     }
 
-    /// Makes the next mail the one that finds out whether the mail server is back, if that is to be found out.
-    fn probe(self: &Arc<Self>) -> Option<Probe> {
+    /// Notes that a mail is being sent, and that it finds out whether the mail server is back, if that is to be found out.
+    /// `None`: it is being sent already. Its lease ended too soon, as when the clock was put forward.
+    fn begin(self: &Arc<Self>, mail: &Mail) -> Option<UnderWay> {
         let mut state = self.state.lock();
-        state.probing = state.failures > 0;
-        state.probing.then(|| Probe(Arc::clone(self)))
+        if state.under_way.insert(mail.id, mail.attempt).is_some() {
+            return None;
+        }
+        if state.failures > 0 {
+            state.probe = Some(mail.id);
+        }
+        Some(UnderWay { worker: Arc::clone(self), id: mail.id })
+    }
+
+    /// The mail as it was taken last: stores hear of no attempt but that.
+    fn as_taken(&self, mail: &Mail) -> Mail {
+        let attempt = self.state.lock().under_way.get(&mail.id).copied();
+        Mail { attempt: attempt.unwrap_or(mail.attempt), ..mail.clone() }
     }
 
     /// What the store answered, or nothing after that was told.
@@ -260,6 +285,8 @@ impl Worker {
             tracing::info!("the mail server works again");
         }
         state.paused_until = None;
+        // That is found out. Should it fail again, this mail, which may take long, is not waited for.
+        state.probe = None;
     }
 
     /// How long to wait after so many failures before.
@@ -270,7 +297,7 @@ impl Worker {
     }
 
     /// Tries to send the mail, and says in the outbox what came of it.
-    async fn attempt(self: Arc<Self>, mail: Mail, _probe: Option<Probe>) {
+    async fn attempt(self: Arc<Self>, mail: Mail, _under_way: UnderWay) {
         let verdict = tokio::select! {
             verdict = self.deliver(&mail) => verdict,
             () = self.keep(&mail) => return,
@@ -293,7 +320,7 @@ impl Worker {
         let mut tick = interval_at(Instant::now() + KEEP_EVERY, KEEP_EVERY);
         loop {
             tick.tick().await;
-            let kept = self.mails.keep(mail, LEASE).await;
+            let kept = self.mails.keep(&self.as_taken(mail), LEASE).await;
             self.heard(kept);
         }
     }
@@ -303,9 +330,10 @@ impl Worker {
         let mut tick = interval(TICK);
         for _ in 0..SETTLE_TRIES {
             tick.tick().await;
+            let mail = self.as_taken(mail);
             let settled = match later {
-                None => self.mails.over(mail).await,
-                Some(wait) => self.mails.later(mail, wait).await,
+                None => self.mails.over(&mail).await,
+                Some(wait) => self.mails.later(&mail, wait).await,
             };
             if self.heard(settled).is_some() {
                 return;
@@ -338,14 +366,15 @@ impl Worker {
             },
         };
         let waited = connection.used || connection.since.elapsed() > TICK;
-        let mut outcome = connection.send(&message).await;
-        if waited && matches!(outcome, Err(Failure::Away(_))) {
+        // Others need not wait until this mail is accepted, which may take minutes.
+        let mut outcome = connection.send(&message, || self.works()).await;
+        if waited && !connection.under_way && matches!(outcome, Err(Failure::Away(_))) {
             // The server had tired of it, which says nothing about the next one.
             connection = match self.connect().await {
                 Ok(connection) => connection,
                 Err(wait) => return Verdict::Later(wait),
             };
-            outcome = connection.send(&message).await;
+            outcome = connection.send(&message, || self.works()).await;
         }
         let own_wait = || self.back_off(mail.attempt.saturating_sub(1));
         match outcome {
@@ -373,8 +402,12 @@ impl Worker {
                 Verdict::Later(wait)
             }
             Err(failure) => {
-                // It may be this mail that the server stumbles over, or all: each waits longer each time.
-                let wait = self.pause(&failure).max(own_wait());
+                // A server that took the MAIL may stumble over this mail alone, and whoever chose its address must not hold
+                // up the others. If it is gone, they learn of it when they connect.
+                let wait = if connection.under_way { own_wait() } else { self.pause(&failure).max(own_wait()) };
+                if connection.under_way && self.mail_fails.now() {
+                    tracing::warn!(why = %failure, "the mail server took a mail's beginning and then failed; that mail waits");
+                }
                 tracing::debug!(mail = %id, kind, why = %failure, again_after = ?wait, "a mail was not sent");
                 Verdict::Later(wait)
             }

@@ -77,6 +77,8 @@ pub(crate) struct Connection {
     limits: Limits,
     /// What the server offers, in capitals, by lines.
     offers: Vec<String>,
+    /// Whether the server took the MAIL of the mail that was sent last: what failed then may be about that mail alone.
+    pub under_way: bool,
     /// Whether a mail was sent over it, so that the server may have tired of it since.
     pub used: bool,
     /// When it was last used.
@@ -100,12 +102,16 @@ impl Reply {
 
     /// What a negative answer to `at` means.
     fn failure(&self, at: &'static str) -> Failure {
+        // Policies answer by any code there, and mean one reader.
+        let of_one = matches!(at, "RCPT" | "message");
+        let of_setup = matches!(self.code, 454 | 530 | 534 | 535 | 538);
         match self.code {
             // It closes the connection, or cannot do what any mail needs now.
             421 => Failure::Away(format!("the mail server answered {} to {at}", self.shown())),
             // Authentication and encryption: the same for every mail.
-            454 | 530 | 534 | 535 | 538 => Failure::Setup(format!("the mail server answered {} to {at}", self.shown())),
-            400..=599 => Failure::Refused(Refusal { at, code: self.shown(), permanent: self.code >= 500 }),
+            _ if of_setup && !of_one => Failure::Setup(format!("the mail server answered {} to {at}", self.shown())),
+            // A mail that is refused for want of a password can be sent when there is one.
+            400..=599 => Failure::Refused(Refusal { at, code: self.shown(), permanent: self.code >= 500 && !of_setup }),
             _ => Failure::Away(format!("the mail server answered {} to {at}, which makes no sense", self.code)),
         }
     }
@@ -177,7 +183,8 @@ async fn within<T>(limit: Duration, step: impl Future<Output = io::Result<T>>) -
 
 impl Connection {
     fn new(wire: Box<dyn Wire>, limits: Limits) -> Self {
-        Self { wire: BufReader::new(wire), limits, offers: Vec::new(), used: false, since: Instant::now() }
+        let wire = BufReader::new(wire);
+        Self { wire, limits, offers: Vec::new(), under_way: false, used: false, since: Instant::now() }
     }
 
     /// Waits for the server's greeting and answers it.
@@ -216,9 +223,10 @@ impl Connection {
         Ok(())
     }
 
-    /// Sends a mail. After a [refusal](Failure::Refused) the connection is good for the next one, after any other failure
-    /// for nothing.
-    pub(crate) async fn send(&mut self, message: &Message) -> Result<(), Failure> {
+    /// Sends a mail; `begun` is called as soon as the server took its MAIL. After a [refusal](Failure::Refused) the
+    /// connection is good for the next one, after any other failure for nothing.
+    pub(crate) async fn send(&mut self, message: &Message, begun: impl FnOnce() + Send) -> Result<(), Failure> {
+        self.under_way = false;
         let mut parameters = "";
         if !message.to.is_ascii() {
             if !self.offers("SMTPUTF8") {
@@ -228,7 +236,7 @@ impl Connection {
             }
             parameters = " BODY=8BITMIME SMTPUTF8";
         }
-        let outcome = self.transfer(message, parameters).await;
+        let outcome = self.transfer(message, parameters, begun).await;
         self.used = true;
         self.since = Instant::now();
         if matches!(outcome, Err(Failure::Refused(_))) {
@@ -237,8 +245,15 @@ impl Connection {
         outcome
     }
 
-    async fn transfer(&mut self, Message { from, to, bytes, .. }: &Message, parameters: &str) -> Result<(), Failure> {
+    async fn transfer(
+        &mut self,
+        Message { from, to, bytes, .. }: &Message,
+        parameters: &str,
+        begun: impl FnOnce() + Send,
+    ) -> Result<(), Failure> {
         self.command("MAIL", &format!("MAIL FROM:<{from}>{parameters}"), 250).await?;
+        self.under_way = true;
+        begun();
         self.command("RCPT", &format!("RCPT TO:<{to}>"), 250).await?;
         self.command("DATA", "DATA", 354).await?;
         self.write(&dotted(bytes)).await.map_err(|error| away("the message", &error))?;
@@ -336,18 +351,27 @@ mod tests {
 
     #[test]
     fn answers_say_whom_they_concern() {
-        let failure = |code, line: &str| Reply { code, lines: vec![line.to_owned()] }.failure("RCPT");
+        let answered = |at, code, line: &str| Reply { code, lines: vec![line.to_owned()] }.failure(at);
+        let failure = |code, line: &str| answered("RCPT", code, line);
         let refusal = |code: &str, permanent| Refusal { at: "RCPT", code: code.to_owned(), permanent };
         for (code, line, expected) in [
             (550, "5.1.1 <a@b.c> who?", refusal("550 5.1.1", true)),
             (550, "a@b.c? No.", refusal("550", true)),
             (451, "4.7.1 later", refusal("451 4.7.1", false)),
             (552, "1.2.3.4 5", refusal("552", true)),
+            // So does Postfix answer for one domain alone.
+            (454, "4.7.1 <a@b.c>: Relay access denied", refusal("454 4.7.1", false)),
+            (530, "5.7.0 who are you?", refusal("530 5.7.0", false)),
         ] {
             assert!(matches!(failure(code, line), Failure::Refused(it) if it == expected), "{code} {line}");
         }
         for code in [454, 530, 534, 535, 538] {
-            assert!(matches!(failure(code, ""), Failure::Setup(_)), "{code}");
+            for at in ["AUTH", "STARTTLS", "EHLO", "MAIL"] {
+                assert!(matches!(answered(at, code, ""), Failure::Setup(_)), "{code} to {at}");
+            }
+            for at in ["RCPT", "message"] {
+                assert!(matches!(answered(at, code, ""), Failure::Refused(it) if !it.permanent), "{code} to {at}");
+            }
         }
         for code in [421, 220, 999] {
             assert!(matches!(failure(code, ""), Failure::Away(_)), "{code}");
@@ -362,7 +386,7 @@ mod tests {
         let message = Message { from: "a@b.c".into(), to: "d@e.f".into(), bytes: b"Subject: x\r\n\r\ny\r\n".to_vec() };
         far.shutdown().await.unwrap();
         connection.greet("school.example").await?;
-        connection.send(&message).await
+        connection.send(&message, || ()).await
     }
 
     #[tokio::test]

@@ -115,10 +115,15 @@ impl School {
 
     /// A student whose address is confirmed.
     pub(crate) async fn reader(&self, email: &str, name: &str) -> UserId {
-        self.account(email, name, Role::Student).await
+        self.account(email, name, Role::Student, true).await
     }
 
-    async fn account(&self, email: &str, name: &str, role: Role) -> UserId {
+    /// Somebody who signed up with an address that may be a stranger's.
+    pub(crate) async fn stranger(&self, email: &str, name: &str) -> UserId {
+        self.account(email, name, Role::Student, false).await
+    }
+
+    async fn account(&self, email: &str, name: &str, role: Role, email_confirmed: bool) -> UserId {
         let now = self.clock.now();
         let account = Account {
             id: UserId(self.ids.next(now)),
@@ -128,7 +133,7 @@ impl School {
             password_hash: PasswordHash::stored("none"),
             token_version: 0,
             disabled: false,
-            email_confirmed: true,
+            email_confirmed,
             absence_notices: true,
             created_at: now,
         };
@@ -157,7 +162,7 @@ impl School {
     /// A session of a class with this name, in which these were absent.
     pub(crate) async fn absences(&self, class: &str, absent: &[UserId]) {
         let now = self.clock.now();
-        let teacher = self.account("teacher@school.example", "Teacher", Role::Teacher).await;
+        let teacher = self.account("teacher@school.example", "Teacher", Role::Teacher, true).await;
         let id = ClassId(self.ids.next(now));
         let class = Class {
             id,

@@ -132,9 +132,11 @@ impl MailServer {
         self.running.as_mut().context("the mail server was stopped")
     }
 
-    /// Has it do something wrong `times` times (or always), to those mails alone that are for `to`, if that is given:
-    /// `refuse-sender`, `refuse-recipient` (550), `refuse-for-now` (451), `refuse-message` (554), `refuse-password`,
-    /// `hang-at-greeting`, `hang-after-message`, `hang-after-acceptance`, `drop-in-message` or `drop-after-acceptance`. Waits until it knows.
+    /// Has it do something wrong `times` times (or always), to those mails alone that are for `to` (an address, or `@` and
+    /// a domain), if that is given: `refuse-sender`, `refuse-recipient` (550), `refuse-for-now` (451), `defer-recipient`
+    /// (454), `shut-out-recipient` (421), `refuse-message` (554), `refuse-password`, `hang-at-greeting`,
+    /// `hang-after-message`, `hang-after-acceptance`, `dawdle-after-message` (5 seconds), `drop-in-message` or
+    /// `drop-after-acceptance`. Waits until it knows.
     pub async fn misbehave(&mut self, what: &str, to: Option<&str>, times: Option<u32>) -> anyhow::Result<()> {
         let order = json!({ "do": what, "to": to, "times": times });
         writeln!(self.running()?.orders, "{order}")?;

@@ -21,7 +21,8 @@ def tell(event, **more):
 
 
 class Misbehaviour:
-    """What is done wrong: to whom (to all if nobody is named), and how often (until told otherwise without a number)."""
+    """What is done wrong: to whom (to all if nobody is named, to a domain if it begins with @), and how often (until told
+    otherwise without a number)."""
 
     def __init__(self):
         self.what, self.to, self.times = None, None, None
@@ -30,7 +31,9 @@ class Misbehaviour:
         self.what, self.to, self.times = what, to, times
 
     def now(self, what, to=None):
-        if self.what != what or self.times == 0 or (self.to is not None and self.to != to):
+        if self.what != what or self.times == 0:
+            return False
+        if self.to is not None and self.to != to and not (self.to.startswith("@") and (to or "").endswith(self.to)):
             return False
         if self.times is not None:
             self.times -= 1
@@ -52,6 +55,12 @@ class Handler:
             return "550 5.1.1 <%s>: nobody of that name" % address
         if misbehaviour.now("refuse-for-now", address):
             return "451 4.7.1 <%s>: not now" % address
+        if misbehaviour.now("defer-recipient", address):
+            return "454 4.7.1 <%s>: Relay access denied" % address
+        if misbehaviour.now("shut-out-recipient", address):
+            # The answer goes first.
+            asyncio.get_running_loop().call_later(0.05, server.transport.close)
+            return "421 4.7.0 <%s>: not now, goodbye" % address
         envelope.rcpt_tos.append(address)
         return "250 2.1.5 Ok"
 
@@ -68,6 +77,8 @@ class Handler:
             return "554 5.7.1 this looks like spam"
         if misbehaviour.now("hang-after-message", to):
             await asyncio.Event().wait()
+        if misbehaviour.now("dawdle-after-message", to):
+            await asyncio.sleep(5)
         raw = bytes(envelope.content)
         message = email.message_from_bytes(raw, policy=email.policy.default)
         tell(
