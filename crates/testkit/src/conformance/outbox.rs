@@ -108,7 +108,7 @@ pub async fn mails_are_taken_when_they_are_due<S: Stores>(world: World<S>) {
     assert_eq!(third, [given(&queued[2], 2), given(&queued[1], 3)], "whoever is not heard of loses it");
 
     // Who lost it has no say any more, and what is over stays so.
-    world.settle(&rest[0], Fate::Over).await;
+    world.settle(&rest[0], Fate::Due(world.clock.now())).await;
     world.settle(&second[0], Fate::Due(world.clock.now())).await;
     assert_eq!(world.take(10).await, []);
     world.settle(&third[1], Fate::Over).await;
@@ -116,6 +116,10 @@ pub async fn mails_are_taken_when_they_are_due<S: Stores>(world: World<S>) {
     world.settle(&first[0], Fate::Due(world.clock.now())).await;
     world.clock.advance(LEASE);
     assert_eq!(world.take(10).await, [given(&queued[2], 3)]);
+    // But what was accepted was, whoever took it since.
+    world.settle(&rest[0], Fate::Over).await;
+    world.clock.advance(LEASE);
+    assert_eq!(world.take(10).await, []);
 }
 
 /// Of one person and one reason there is one mail, and a newer one's token is the only one.
