@@ -193,6 +193,23 @@ async fn absent_students_are_told_until_they_stop_it() {
     post.mail_about(&sam.email, "Algebra I").await;
 }
 
+#[tokio::test]
+#[ignore = "needs aiosmtpd: cargo xtask test"]
+async fn a_mailbox_is_not_filled_by_sign_ups() {
+    let mut post = Post::open().await;
+    let server = post.builder().env("RATE_LIMIT", "on").start().await.unwrap();
+    let client = server.client();
+    for n in 0..8 {
+        sign_up(&client, &format!("victim+{n}@example.org")).await;
+    }
+    sign_up(&client, "other@example.org").await;
+    let mut sent = std::collections::BTreeSet::new();
+    while !sent.contains("other@example.org") {
+        sent.insert(post.server.mail().await.unwrap()["envelope_to"][0].as_str().unwrap().to_owned());
+    }
+    assert!((2..=7).contains(&sent.len()), "some of the eight accounts, which are one mailbox: {sent:?}");
+}
+
 impl Post {
     /// The next mail to this address whose subject has this word, before which nobody else gets one like it.
     async fn mail_about(&mut self, to: &str, word: &str) -> Event {

@@ -274,8 +274,8 @@ pub async fn notices_wait_for_what_somebody_waits_for<S: Stores>(world: World<S>
     assert_eq!(world.take(2).await.len(), 2);
     let confirm = world.mail(reader, Reason::ConfirmEmail);
     world.queue(confirm.clone()).await;
-    let rest = world.take(10).await;
-    assert_eq!((&rest[0], rest.len()), (&given(&confirm, 1), 2));
+    let last = world.take(10).await;
+    assert_eq!((&last[0], last.len()), (&given(&confirm, 1), 2));
 
     let since = |kind, since| world.store.mails_since(reader, kind, since);
     let now = world.clock.now();
