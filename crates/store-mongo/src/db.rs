@@ -2,6 +2,7 @@
 //! transactions that are tried again for a few seconds.
 
 use std::future::IntoFuture;
+use std::num::NonZeroU32;
 use std::time::{Duration, Instant};
 
 use futures_util::TryStreamExt;
@@ -13,6 +14,7 @@ use mongodb::options::{
 };
 use mongodb::{Client, ClientSession, Collection, Database};
 use rollcall_core::store::{Page, StoreError};
+use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio_util::sync::CancellationToken;
 
 use crate::class::CLASSES;
@@ -26,6 +28,9 @@ use crate::user::USERS;
 
 /// How long one message to the database may take, with finding out where to send it.
 pub(crate) const CALL: Duration = Duration::from_secs(4);
+/// How long a message waits for a connection. One that would be sent with little time left helps nobody, and keeps those
+/// behind it waiting when the database is back.
+const PLACE: Duration = Duration::from_secs(2);
 /// How long the database itself may work on a read, or wait for a majority.
 pub(crate) const SERVER: Duration = Duration::from_millis(3_500);
 /// How long a write is tried again, or its outcome looked for.
@@ -38,6 +43,11 @@ pub(crate) const PAUSE: Duration = Duration::from_millis(50);
 pub(crate) struct Db {
     pub(crate) client: Client,
     pub(crate) database: Database,
+    /// The database over connections that no request takes: what all wait for, the proofs of now and the stream, does
+    /// not wait behind them.
+    pub(crate) control: Database,
+    /// As many as `client` has connections. Who waits waits here, and has left no trace in the driver when it gives up.
+    places: Semaphore,
     pub(crate) users: Collection<Document>,
     pub(crate) classes: Collection<Document>,
     pub(crate) sessions: Collection<Document>,
@@ -53,6 +63,16 @@ pub(crate) struct Db {
     pub(crate) proof: Collection<Document>,
     pub(crate) now: Now,
     pub(crate) closed: CancellationToken,
+}
+
+/// What a database is opened with.
+#[derive(Clone)]
+pub(crate) struct Clients {
+    pub(crate) client: Client,
+    /// For [`Db::control`].
+    pub(crate) control: Client,
+    /// How many connections `client` has at most, if there is a limit.
+    pub(crate) connections: Option<NonZeroU32>,
 }
 
 /// Why the work in a transaction stops.
@@ -80,8 +100,9 @@ pub(crate) fn write_concern() -> WriteConcern {
 }
 
 impl Db {
-    pub(crate) fn new(client: Client, name: &str) -> Self {
-        let database = client.database(name);
+    pub(crate) fn new(Clients { client, control, connections }: Clients, name: &str) -> Self {
+        let (database, control) = (client.database(name), control.database(name));
+        let places = connections.and_then(|count| usize::try_from(count.get()).ok());
         Self {
             users: database.collection(USERS),
             classes: database.collection(CLASSES),
@@ -91,29 +112,56 @@ impl Db {
             openings: database.collection("openings"),
             mails: database.collection(MAILS),
             absences: database.collection(ABSENCES),
-            proof: database.collection(PROOF),
+            proof: control.collection(PROOF),
             now: Now::default(),
             closed: CancellationToken::new(),
+            places: Semaphore::new(places.unwrap_or(Semaphore::MAX_PERMITS).min(Semaphore::MAX_PERMITS)),
             client,
             database,
+            control,
         }
     }
 
     /// Ends all use of the database.
     pub(crate) async fn shut_down(&self) {
         self.closed.cancel();
+        self.places.close();
         self.client.clone().shutdown().immediate(true).await;
+        self.control.client().clone().shutdown().immediate(true).await;
+    }
+
+    /// What takes no longer than one message may.
+    pub(crate) async fn in_time<T>(&self, call: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+        if self.closed.is_cancelled() {
+            return Err(Failure::Away(Gone("the store is closed").into()));
+        }
+        tokio::time::timeout(CALL, call).await.unwrap_or_else(|_| Err(Failure::late()))
+    }
+
+    /// A connection's place. Who has one asks for no other.
+    pub(crate) async fn place(&self) -> Result<SemaphorePermit<'_>, Failure> {
+        match tokio::time::timeout(PLACE, self.places.acquire()).await {
+            Ok(Ok(place)) => Ok(place),
+            Ok(Err(_)) => Err(Failure::Away(Gone("the store is closed").into())),
+            Err(_) => Err(Failure::Away(Gone("too many wait for the database").into())),
+        }
     }
 
     /// One message, in its time.
     pub(crate) async fn send<T>(&self, message: impl IntoFuture<Output = Result<T, Error>>) -> Result<T, Failure> {
-        if self.closed.is_cancelled() {
-            return Err(Failure::Away(Gone("the store is closed").into()));
-        }
-        match tokio::time::timeout(CALL, message.into_future()).await {
-            Ok(answer) => answer.map_err(Failure::of),
-            Err(_) => Err(Failure::late()),
-        }
+        self.in_time(async {
+            let _place = self.place().await?;
+            message.await.map_err(Failure::of)
+        })
+        .await
+    }
+
+    /// One message of [`Self::control`], in its time.
+    pub(crate) async fn send_control<T>(
+        &self,
+        message: impl IntoFuture<Output = Result<T, Error>>,
+    ) -> Result<T, Failure> {
+        self.in_time(async { message.await.map_err(Failure::of) }).await
     }
 
     /// Reads.
@@ -242,8 +290,14 @@ impl Db {
             .selection_criteria(SelectionCriteria::ReadPreference(ReadPreference::Primary))
             .max_commit_time(SERVER)
             .build();
-        let mut session = self.send(self.client.start_session()).await.map_err(Err)?;
-        self.send(session.start_transaction().with_options(options)).await.map_err(Err)?;
+        let begun = self.in_time(async {
+            // One for all its messages, which are sent one after the other.
+            let place = self.place().await?;
+            let mut session = self.client.start_session().await.map_err(Failure::of)?;
+            session.start_transaction().with_options(options).await.map_err(Failure::of)?;
+            Ok((place, session))
+        });
+        let (_place, mut session) = begun.await.map_err(Err)?;
         // What is dropped half-way is aborted by the driver.
         let Ok(done) = tokio::time::timeout(SETTLE, work(&mut session)).await else {
             return Err(Err(Failure::NotDone(Gone("the database did not answer in time").into())));
@@ -297,7 +351,7 @@ impl Db {
             "readConcern": { "level": "majority" },
             "maxTimeMS": millis(SERVER),
         };
-        let answer = self.send(self.database.run_command(command)).await?;
+        let answer = self.send_control(self.control.run_command(command)).await?;
         match answer.get("operationTime") {
             Some(Bson::Timestamp(time)) => Ok(*time),
             _ => Err(Failure::Refused(Gone("the database does not tell its time").into())),

@@ -45,6 +45,7 @@ pub use survey::{Finding, Survey};
 pub use transfer::MongoTransfer;
 
 use crate::db::Db;
+use crate::error::Failure;
 use crate::queue::Queue;
 
 /// A database on a MongoDB replica set.
@@ -79,7 +80,7 @@ impl Store for MongoStore {
     }
 
     async fn ping(&self) -> Result<(), StoreError> {
-        self.db.read(self.db.now()).await.map(drop)
+        self.db.in_time(self.db.now()).await.map(drop).map_err(Failure::told_reader)
     }
 }
 

@@ -10,13 +10,14 @@
 use std::time::{Duration, Instant};
 
 use futures_util::TryStreamExt;
-use mongodb::ClientSession;
 use mongodb::action::{Find, FindOne};
 use mongodb::bson::{Document, Timestamp, doc};
 use mongodb::error::Error;
+use mongodb::{ClientSession, ClusterTime};
 use rollcall_core::store::StoreError;
 
 use crate::db::{Db, SERVER};
+use crate::error::Failure;
 
 /// The collection with the one document that is written to.
 pub(crate) const PROOF: &str = "proof";
@@ -32,48 +33,61 @@ pub(crate) struct Now {
 }
 
 /// That everything which was committed by the moment `began` is seen at `time`.
-#[derive(Clone, Copy)]
 struct Proven {
     began: Instant,
-    time: Timestamp,
+    time: Time,
+}
+
+/// A time of the database, and the cluster's, which a router has to be told with it.
+#[derive(Clone)]
+struct Time {
+    operation: Timestamp,
+    cluster: Option<ClusterTime>,
 }
 
 impl Db {
     /// Reads one document of now.
     pub(crate) async fn find_one_now(&self, find: FindOne<'_, Document>) -> Result<Option<Document>, StoreError> {
-        self.read(async {
+        self.in_time(async {
             let mut now = self.now().await?;
-            find.max_time(SERVER).session(&mut now).await
+            let _place = self.place().await?;
+            find.max_time(SERVER).session(&mut now).await.map_err(Failure::of)
         })
         .await
+        .map_err(Failure::told_reader)
     }
 
     /// Reads a list of now.
     pub(crate) async fn list_now(&self, find: Find<'_, Document>) -> Result<Vec<Document>, StoreError> {
-        self.read(async {
+        self.in_time(async {
             let mut now = self.now().await?;
-            let mut found = find.max_time(SERVER).session(&mut now).await?;
-            found.stream(&mut now).try_collect().await
+            let _place = self.place().await?;
+            let mut found = find.max_time(SERVER).session(&mut now).await.map_err(Failure::of)?;
+            found.stream(&mut now).try_collect().await.map_err(Failure::of)
         })
         .await
+        .map_err(Failure::told_reader)
     }
 
-    /// What is read in this session is of now.
-    pub(crate) async fn now(&self) -> Result<ClientSession, Error> {
-        let time = self.prove().await?;
-        let mut session = self.client.start_session().await?;
-        session.advance_operation_time(time);
+    /// What is read in this session is of now. Nobody has a place while waiting for it.
+    pub(crate) async fn now(&self) -> Result<ClientSession, Failure> {
+        let time = self.prove().await.map_err(Failure::of)?;
+        let mut session = self.client.start_session().await.map_err(Failure::of)?;
+        if let Some(cluster) = &time.cluster {
+            session.advance_cluster_time(cluster);
+        }
+        session.advance_operation_time(time.operation);
         Ok(session)
     }
 
     /// A time at which everything is seen that has been committed by now.
-    async fn prove(&self) -> Result<Timestamp, Error> {
+    async fn prove(&self) -> Result<Time, Error> {
         let asked = Instant::now();
         let turn = self.now.turn.lock().await;
-        if let Some(proven) = *self.now.proven.lock()
+        if let Some(proven) = &*self.now.proven.lock()
             && proven.began >= asked
         {
-            return Ok(proven.time);
+            return Ok(proven.time.clone());
         }
         let began = Instant::now();
         let mut write = std::pin::pin!(self.write_proof());
@@ -84,16 +98,18 @@ impl Db {
             write.await?
         };
         let mut proven = self.now.proven.lock();
-        if proven.is_none_or(|proven| proven.began < began) {
-            *proven = Some(Proven { began, time });
+        if proven.as_ref().is_none_or(|proven| proven.began < began) {
+            *proven = Some(Proven { began, time: time.clone() });
         }
         Ok(time)
     }
 
-    async fn write_proof(&self) -> Result<Timestamp, Error> {
-        let mut session = self.client.start_session().await?;
+    async fn write_proof(&self) -> Result<Time, Error> {
+        let mut session = self.control.client().start_session().await?;
         let count = doc! { "$inc": { "count": 1_i64 } };
         self.proof.update_one(doc! { "_id": "now" }, count).upsert(true).session(&mut session).await?;
-        session.operation_time().ok_or_else(|| Error::custom("the database does not tell the time of a write"))
+        let operation = session.operation_time();
+        let operation = operation.ok_or_else(|| Error::custom("the database does not tell the time of a write"))?;
+        Ok(Time { operation, cluster: session.cluster_time().cloned() })
     }
 }

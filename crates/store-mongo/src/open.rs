@@ -1,8 +1,9 @@
 //! Opening a database: which one it is, whether it will do, and what has to be added to it.
 //!
-//! Everything here may happen in several replicas at once. An existing database is only added to: indexes, and
-//! `emailKey` in accounts that have none.
+//! Everything here may happen in several replicas at once. An existing database is only added to: collections, indexes,
+//! and `emailKey` in accounts that have none.
 
+use std::num::NonZeroU32;
 use std::time::{Duration, Instant};
 
 use futures_util::TryStreamExt;
@@ -14,7 +15,7 @@ use mongodb::options::{
 use mongodb::{Client, Collection, IndexModel};
 use rollcall_core::user::EmailKey;
 
-use crate::db::{Db, PAUSE, write_concern};
+use crate::db::{Clients, Db, PAUSE, write_concern};
 use crate::error::{Failure, OpenError, is_duplicate};
 use crate::transfer;
 
@@ -26,6 +27,9 @@ const EARLIER: &str = "attendence_db";
 const OPENING: Duration = Duration::from_mins(5);
 /// How long the driver looks for a primary.
 const SELECTION: Duration = Duration::from_secs(3);
+/// How many connections there may be for what all wait for: more than proofs, questions and the stream have on their way
+/// while nothing is answered.
+const CONTROL: u32 = 32;
 
 /// How long opening waits for a replica set whose members answer but that has no primary, or one that steps down.
 const ELECTION: Duration = Duration::from_secs(30);
@@ -34,16 +38,16 @@ const ELECTION: Duration = Duration::from_secs(30);
 pub(crate) async fn open(url: &str, prepare: bool) -> Result<Db, OpenError> {
     let opening = async {
         let named = ConnectionString::parse(url).map_err(|error| address(url, &error))?.default_database;
-        let client = Client::with_options(options(url).await?).map_err(|error| address(url, &error))?;
+        let clients = clients(options(url).await?, prepare).map_err(|error| address(url, &error))?;
         let name = named.filter(|name| !name.is_empty());
         let began = Instant::now();
         let mut told = false;
         loop {
-            let error = match open_once(&client, name.as_deref(), prepare).await {
+            let error = match open_once(&clients, name.as_deref(), prepare).await {
                 Err(OpenError::Database(error)) if prepare && began.elapsed() < ELECTION && passes(&error) => error,
                 outcome => return outcome,
             };
-            if !has_members(&client).await {
+            if !has_members(&clients.client).await {
                 return Err(OpenError::Database(error));
             }
             if !told {
@@ -56,13 +60,13 @@ pub(crate) async fn open(url: &str, prepare: bool) -> Result<Db, OpenError> {
     tokio::time::timeout(OPENING, opening).await.unwrap_or(Err(OpenError::Silent))
 }
 
-async fn open_once(client: &Client, name: Option<&str>, prepare: bool) -> Result<Db, OpenError> {
-    check_kind(client).await?;
+async fn open_once(clients: &Clients, name: Option<&str>, prepare: bool) -> Result<Db, OpenError> {
+    check_kind(&clients.client).await?;
     let name = match name {
         Some(name) => name.to_owned(),
-        None => usual_database(client).await?,
+        None => usual_database(&clients.client).await?,
     };
-    let db = Db::new(client.clone(), &name);
+    let db = Db::new(clients.clone(), &name);
     if prepare {
         self::prepare(&db).await?;
     }
@@ -110,6 +114,20 @@ async fn options(url: &str) -> Result<ClientOptions, OpenError> {
     options.read_concern = Some(ReadConcern::majority());
     options.selection_criteria = Some(SelectionCriteria::ReadPreference(ReadPreference::Primary));
     Ok(options)
+}
+
+/// The clients of a database that is served, or else of one that is read through or filled, where nobody follows.
+fn clients(mut options: ClientOptions, served: bool) -> Result<Clients, Error> {
+    let client = Client::with_options(options.clone())?;
+    // To the driver 0 is no limit.
+    let connections = options.max_pool_size.and_then(NonZeroU32::new);
+    if !served {
+        return Ok(Clients { control: client.clone(), client, connections });
+    }
+    options.max_pool_size = Some(CONTROL);
+    // They are made when they are wanted.
+    options.min_pool_size = None;
+    Ok(Clients { control: Client::with_options(options)?, client, connections })
 }
 
 /// Refuses a server that has no change streams.
@@ -193,6 +211,7 @@ async fn prepare_collections(db: &Db) -> Result<(), Error> {
     )
     .await?;
     make(&db.absences, Vec::new()).await?;
+    make(&db.proof, Vec::new()).await?;
     let names = db.database.list_collection_names().await?;
     if names.iter().any(|name| name == db.earlier_records.name()) {
         let by_student = index(doc! { "classId": 1, "studentId": 1, "_id": -1 }, false, None);

@@ -10,6 +10,7 @@ use rollcall_core::store::{Records, StoreError};
 use crate::MongoStore;
 use crate::db::SERVER;
 use crate::doc::{self, healthy, id};
+use crate::error::Failure;
 
 pub(crate) const RECORDS: &str = "attendance_records";
 /// The other name that an earlier backend may have given them.
@@ -30,13 +31,15 @@ impl Records for MongoStore {
     async fn last_record(&self, class: ClassId, student: UserId) -> Result<Option<Record>, StoreError> {
         let finished = doc! { "classId": id(class), "state": "finished" };
         let last = self.db.sessions.find_one(finished).projection(doc! { "_id": 1 }).sort(doc! { "firstRev": -1 });
-        let found = self.db.read(async {
+        let found = self.db.in_time(async {
             let mut now = self.db.now().await?;
-            let Some(session) = last.max_time(SERVER).session(&mut now).await? else { return Ok(None) };
+            let _place = self.db.place().await?;
+            let session = last.max_time(SERVER).session(&mut now).await.map_err(Failure::of)?;
+            let Some(session) = session else { return Ok(None) };
             let own = doc! { "sessionId": session.get("_id").cloned(), "studentId": id(student) };
-            self.db.records.find_one(own).max_time(SERVER).session(&mut now).await.map(Some)
+            self.db.records.find_one(own).max_time(SERVER).session(&mut now).await.map(Some).map_err(Failure::of)
         });
-        match found.await? {
+        match found.await.map_err(Failure::told_reader)? {
             Some(record) => Ok(record.and_then(|record| healthy(RECORDS, &record, doc::record))),
             None => self.earlier_record(class, student).await,
         }

@@ -19,7 +19,7 @@ use rollcall_core::store::{Batch, Change, Cursor, Followed, SessionChange, Store
 use tokio::sync::oneshot;
 
 use crate::class::CLASSES;
-use crate::db::Db;
+use crate::db::{Db, SERVER};
 use crate::doc;
 use crate::error::Failure;
 use crate::session::{self, SESSIONS};
@@ -126,12 +126,12 @@ async fn open(db: &Db, place: &Place) -> Result<ChangeStream<Document>, Failure>
             },
         } },
     ];
-    let watch = db.database.watch().pipeline(pipeline).max_await_time(AWAIT);
+    let watch = db.control.watch().pipeline(pipeline).max_await_time(AWAIT);
     let watch = match place {
         Place::After(token) => watch.start_after(token.clone()),
         Place::From(time) => watch.start_at_operation_time(*time),
     };
-    Ok(db.send(watch).await?.with_type())
+    Ok(db.send_control(watch).await?.with_type())
 }
 
 /// The question how far the database is. While changes come without a pause the stream never says that there is none;
@@ -358,7 +358,7 @@ impl Follower {
         }
         // A class keeps its teacher: it does not matter when this is read.
         let class = doc! { "_id": doc::id(class_id) };
-        let found = self.db.find_one(&self.db.classes, class, doc! { "teacherId": 1 }).await?;
+        let found = find_one(&self.db, CLASSES, class, doc! { "teacherId": 1 }).await?;
         let Some(teacher_id) = found.and_then(|class| doc::as_id(class.get("teacherId"))) else {
             return Ok(Told::Gap);
         };
@@ -397,13 +397,19 @@ impl Follower {
             return Ok(Some(*class));
         }
         let filter = doc! { "_id": doc::id(session) };
-        let found = self.db.find_one(&self.db.sessions, filter, doc! { "classId": 1 }).await?;
+        let found = find_one(&self.db, SESSIONS, filter, doc! { "classId": 1 }).await?;
         let class = found.and_then(|session| doc::as_id(session.get("classId")));
         if let Some(class) = class {
             remember(&mut self.classes, session, class);
         }
         Ok(class)
     }
+}
+
+async fn find_one(db: &Db, name: &str, filter: Document, fields: Document) -> Result<Option<Document>, StoreError> {
+    let collection = db.control.collection(name);
+    let find = collection.find_one(filter).projection(fields).max_time(SERVER);
+    db.send_control(find).await.map_err(Failure::told_reader)
 }
 
 /// Tells the metrics how many sessions are open. If the database is away now, the next that begins or ends tells it.

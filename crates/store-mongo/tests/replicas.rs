@@ -11,11 +11,15 @@ use rollcall_core::class::{Class, ClassName};
 use rollcall_core::id::MailId;
 use rollcall_core::mail::{ASK_AGAIN, Fate, NewMail, Reason};
 use rollcall_core::session::{Actor, Command, Door, Event, OperationId, Origin, Revision, SessionInfo, Status};
-use rollcall_core::store::{Classes, Outbox, Outcome, Page, Sessions, Started, Store, StoreError, Target, Users};
-use rollcall_core::user::{Account, Email, PasswordHash, PersonName, Role};
+use rollcall_core::store::{
+    Classes, Followed, Outbox, Outcome, Page, Sessions, Started, Store, StoreError, Target, Users,
+};
+use rollcall_core::user::{Account, AccountChange, Email, PasswordHash, PersonName, Role};
 use rollcall_core::{ClassId, Clock, Ids, SessionId, Timestamp, UserId};
 use rollcall_store_mongo::MongoStore;
 use rollcall_testkit::conformance::{Listener, SetClock};
+use rollcall_testkit::mongo::mongodb::bson::oid::ObjectId;
+use rollcall_testkit::mongo::mongodb::bson::{Document, doc};
 use rollcall_testkit::mongo::{ReplicaSet, shared};
 use tokio::task::JoinSet;
 
@@ -364,6 +368,63 @@ async fn an_unknown_outcome_is_found_out() {
     course.check(&*store, &acknowledged).await;
     let receipt = store.submit(Target::Class(course.class), Command::Finish, course.origin()).await.unwrap();
     assert!(matches!(receipt.await, Ok(Outcome::Done(_))));
+}
+
+/// Every connection that requests have is taken, by writes that the database cannot make: the stream says all the same
+/// that it is not behind, and it is proven what is new. Those who find no connection are told in time; as soon as there
+/// is one they are answered, though others go on asking.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs MongoDB: cargo xtask test"]
+async fn requests_do_not_silence_the_stream() {
+    const CONNECTIONS: usize = 2;
+    let clock = SetClock::new();
+    let set = shared().await;
+    let url = set.url("full");
+    let store = store(&format!("{url}&maxPoolSize={CONNECTIONS}"), &clock).await;
+    let course = Arc::new(Course::new(&*store, clock, 1).await);
+    let mut listener = Listener::new(store.follow(None).await.unwrap());
+    // Whoever writes to the account waits for the end of this transaction.
+    let client = set.client().await.unwrap();
+    let mut blocking = client.start_session().await.unwrap();
+    blocking.start_transaction().await.unwrap();
+    let users = client.database("full").collection::<Document>("users");
+    let teacher = doc! { "_id": ObjectId::from_bytes(course.teacher.bytes()) };
+    let touch = doc! { "$set": { "touched": true } };
+    users.update_one(teacher, touch).session(&mut blocking).await.unwrap();
+    let stop = Arc::new(AtomicBool::new(false));
+    let mut asking = JoinSet::new();
+    for number in 0..8 * CONNECTIONS {
+        let (store, course, stop) = (Arc::clone(&store), Arc::clone(&course), Arc::clone(&stop));
+        asking.spawn(async move {
+            while !stop.load(Ordering::SeqCst) {
+                let change = if number % 2 == 0 { AccountChange::Disable } else { AccountChange::Enable };
+                let _ = store.change_user(course.teacher, change).await;
+            }
+        });
+    }
+    // They have them all now.
+    let started = Instant::now();
+    while store.user(course.students[0]).await.is_ok() {
+        assert!(started.elapsed() < PATIENCE);
+    }
+    let started = Instant::now();
+    for _ in 0..10 {
+        while listener.item().await.expect("the stream ended") != Followed::Alive {
+            assert!(started.elapsed() < PATIENCE, "the stream waits behind requests");
+        }
+        store.ping().await.unwrap();
+    }
+    let asked = Instant::now();
+    let session = store.session(course.class, course.session.id).await;
+    assert!(matches!(session, Ok(Some(_)) | Err(StoreError::Unavailable(_))), "{session:?}");
+    assert!(asked.elapsed() < SOON, "told after {:?}", asked.elapsed());
+    blocking.abort_transaction().await.unwrap();
+    let started = Instant::now();
+    while store.session(course.class, course.session.id).await.is_err() {
+        assert!(started.elapsed() < PATIENCE);
+    }
+    stop.store(true, Ordering::SeqCst);
+    asking.join_all().await;
 }
 
 /// The primary steps down, and is killed, while two replicas mark: no acknowledged mark is lost.
