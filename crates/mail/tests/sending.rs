@@ -371,16 +371,16 @@ async fn all_who_were_absent_are_told_once_over_few_connections() {
 async fn what_nobody_is_to_be_told_any_more_is_not_sent() {
     let mut mailing = Mailing::open(Way::StartTls).await;
     let disabled = mailing.school.reader("gone@school.example", "Gone").await;
-    mailing.school.queue(disabled, Reason::ResetPassword).await;
     mailing.school.disable(disabled).await;
+    mailing.school.queue(disabled, Reason::ResetPassword).await;
     let late = mailing.school.reader("late@school.example", "Late").await;
     mailing.school.queue(late, Reason::ResetPassword).await;
     mailing.school.clock.advance(Duration::from_hours(2));
     let present = mailing.school.reader("ada@school.example", "Ada").await;
     mailing.school.queue(present, Reason::ResetPassword).await;
     let again = mailing.school.reader("gone2@school.example", "Gone").await;
-    mailing.school.queue(again, Reason::ResetPassword).await;
     mailing.school.disable(again).await;
+    mailing.school.queue(again, Reason::ResetPassword).await;
     let running = mailing.run();
     assert_eq!(mailing.next_to().await, "ada@school.example");
     running.finish().await;

@@ -167,6 +167,13 @@ fn oddities(config: &Config) -> Vec<String> {
                 .to_owned(),
         );
     }
+    if public && config.mail.is_some() && matches!(config.teacher_signup, TeacherSignup::Open) {
+        odd.push(
+            "SMTP_URL is set while TEACHER_SIGNUP is open: whoever becomes a teacher can have notices sent to students, in \
+             a class's name of their choice. Set TEACHER_SIGNUP to closed or code:SECRET"
+                .to_owned(),
+        );
+    }
     if !config.limits {
         odd.push("RATE_LIMIT is off: passwords can be guessed at full speed".to_owned());
     }
