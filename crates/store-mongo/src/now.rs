@@ -15,6 +15,7 @@ use mongodb::bson::{Document, Timestamp, doc};
 use mongodb::error::Error;
 use mongodb::{ClientSession, ClusterTime};
 use rollcall_core::store::StoreError;
+use tokio::sync::watch;
 
 use crate::db::{Db, SERVER};
 use crate::error::Failure;
@@ -29,7 +30,8 @@ const STUCK: Duration = Duration::from_millis(250);
 pub(crate) struct Now {
     /// Held by who writes.
     turn: tokio::sync::Mutex<()>,
-    proven: parking_lot::Mutex<Option<Proven>>,
+    /// Told to all at once: handed from one to the next with the turn, it would reach the last of many late.
+    proven: watch::Sender<Option<Proven>>,
 }
 
 /// That everything which was committed by the moment `began` is seen at `time`.
@@ -83,12 +85,21 @@ impl Db {
     /// A time at which everything is seen that has been committed by now.
     async fn prove(&self) -> Result<Time, Error> {
         let asked = Instant::now();
-        let turn = self.now.turn.lock().await;
-        if let Some(proven) = &*self.now.proven.lock()
-            && proven.began >= asked
-        {
-            return Ok(proven.time.clone());
-        }
+        let mut proven = self.now.proven.subscribe();
+        let mut turn = std::pin::pin!(self.now.turn.lock());
+        let turn = loop {
+            if let Some(proven) = &*proven.borrow_and_update()
+                && proven.began >= asked
+            {
+                return Ok(proven.time.clone());
+            }
+            tokio::select! {
+                biased;
+                // It cannot end before `self`, which sends.
+                Ok(()) = proven.changed() => {}
+                turn = &mut turn => break turn,
+            }
+        };
         let began = Instant::now();
         let mut write = std::pin::pin!(self.write_proof());
         let time = if let Ok(time) = tokio::time::timeout(STUCK, &mut write).await {
@@ -97,10 +108,13 @@ impl Db {
             drop(turn);
             write.await?
         };
-        let mut proven = self.now.proven.lock();
-        if proven.as_ref().is_none_or(|proven| proven.began < began) {
-            *proven = Some(Proven { began, time: time.clone() });
-        }
+        self.now.proven.send_if_modified(|proven| {
+            let newer = proven.as_ref().is_none_or(|proven| proven.began < began);
+            if newer {
+                *proven = Some(Proven { began, time: time.clone() });
+            }
+            newer
+        });
         Ok(time)
     }
 
