@@ -51,7 +51,8 @@ impl Directory {
         self.classes.forget_all();
     }
 
-    /// The committed stream told of `change`.
+    /// The committed stream told of `change`, or this process made it: whoever was answered that it stands must not be shown
+    /// what was before, and the stream may be a moment behind.
     pub fn changed(&self, change: &Change) {
         match change {
             Change::Account(id) => self.accounts.forget(id),

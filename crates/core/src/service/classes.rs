@@ -9,7 +9,7 @@ use crate::error::Error;
 use crate::id::{ClassId, Ids, UserId};
 use crate::policy::{ClassAccess, OwnClass, Participant, Student, Teacher, class_access};
 use crate::session::Origin;
-use crate::store::{ClassChanged, Page, Store};
+use crate::store::{Change, ClassChanged, Page, Store};
 use crate::time::Clock;
 use crate::user::{Person, Role};
 
@@ -107,12 +107,16 @@ impl Classes {
         if change.absence_notices == Some(true) {
             self.mails.set_up()?;
         }
-        changed(self.store.change_class(class.id(), change).await?)
+        let outcome = self.store.change_class(class.id(), change).await?;
+        self.forget(class);
+        changed(outcome)
     }
 
     /// Archives a class; an open session of it is finished as DONE would.
     pub async fn archive(&self, class: &OwnClass, origin: Origin) -> Result<ClassWithStudents, Error> {
-        changed(self.store.archive_class(class.id(), origin).await?)
+        let outcome = self.store.archive_class(class.id(), origin).await?;
+        self.forget(class);
+        changed(outcome)
     }
 
     /// Enrols a student.
@@ -143,6 +147,11 @@ impl Classes {
             return Err(Error::StudentNotFound);
         }
         changed(self.store.remove_student(class.id(), student, origin).await?)
+    }
+
+    /// The class was changed here.
+    fn forget(&self, class: &OwnClass) {
+        self.directory.changed(&Change::Class { class_id: class.id(), teacher_id: class.class().teacher_id });
     }
 
     async fn any(&self, id: ClassId) -> Result<Arc<Class>, Error> {

@@ -6,13 +6,14 @@ use std::time::Duration;
 use secrecy::{ExposeSecret, SecretString};
 
 use crate::class::ClassName;
+use crate::directory::Directory;
 use crate::error::Error;
 use crate::id::{Ids, MailId, UserId};
-use crate::mail::{ASK_AGAIN, Fate, Kind, Mail, MailTokens, NewMail, Reason};
+use crate::mail::{ASK_AGAIN, Fate, Kind, Mail, MailTokens, NewMail, Reason, TokenHash};
 use crate::password::PasswordHasher;
 use crate::policy::Member;
 use crate::session::{Actor, SessionState, Status};
-use crate::store::{Absences, Store};
+use crate::store::{Absences, Change, Store};
 use crate::time::{Clock, Timestamp};
 use crate::user::{Account, AccountChange, Email, EmailKey, NewPassword, PersonName};
 
@@ -66,6 +67,7 @@ pub struct Mails {
     pub(super) clock: Arc<dyn Clock>,
     pub(super) hasher: Arc<dyn PasswordHasher>,
     pub(super) ids: Arc<Ids>,
+    pub(super) directory: Arc<Directory>,
     /// `None`: the operator has not said how mails are sent.
     pub(super) tokens: Option<Arc<dyn MailTokens>>,
 }
@@ -118,8 +120,7 @@ impl Mails {
             return Err(Error::InvalidLink);
         }
         let change = AccountChange::ResetPassword(self.hasher.hash(password).await?);
-        let changed = self.store.use_token(token, Kind::ResetPassword, self.clock.now(), change).await?;
-        changed.map(|account| account.id).ok_or(Error::InvalidLink)
+        Ok(self.use_token(token, Kind::ResetPassword, change).await?.id)
     }
 
     /// Sends the member the mail by which to confirm the address, unless it is confirmed already: `false`.
@@ -138,8 +139,14 @@ impl Mails {
     /// Confirms the address of whoever was sent `token`. Answers with the account.
     pub async fn confirm(&self, token: &str) -> Result<Account, Error> {
         let token = self.tokens()?.hash(token);
-        let change = AccountChange::ConfirmEmail;
-        self.store.use_token(token, Kind::ConfirmEmail, self.clock.now(), change).await?.ok_or(Error::InvalidLink)
+        self.use_token(token, Kind::ConfirmEmail, AccountChange::ConfirmEmail).await
+    }
+
+    async fn use_token(&self, token: TokenHash, kind: Kind, change: AccountChange) -> Result<Account, Error> {
+        let changed = self.store.use_token(token, kind, self.clock.now(), change).await?;
+        let account = changed.ok_or(Error::InvalidLink)?;
+        self.directory.changed(&Change::Account(account.id));
+        Ok(account)
     }
 
     /// Stops the notices of absences to whoever has the token, or starts them again.

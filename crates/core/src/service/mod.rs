@@ -65,6 +65,7 @@ impl Services {
             clock: Arc::clone(&clock),
             hasher: Arc::clone(&hasher),
             ids: Arc::clone(&ids),
+            directory: Arc::clone(&directory),
             tokens: mail_tokens,
         });
         Self {

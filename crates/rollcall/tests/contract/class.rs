@@ -193,12 +193,16 @@ async fn a_class_is_renamed_by_its_teacher() {
     let room = Room::closed(1).await;
     let other = room.client.teacher("Other").await;
     let path = room.class.path("");
+    let began = std::time::Instant::now();
     let renamed = room.teacher.patch(&path, &json!({"className": " Algebra II ", "teacherId": other.id})).await.ok();
     assert_members(&renamed, &["_id", "className", "teacherId", "studentIds"]);
     assert_eq!(renamed["className"], "Algebra II");
     assert_eq!(renamed["teacherId"], json!(room.teacher.id), "only the name is taken");
     assert_eq!(renamed["studentIds"], json!([room.students[0].id]));
-    assert_eq!(room.students[0].get(&path).await.ok()["className"], "Algebra II");
+    // Another replica hears of it a moment later.
+    while room.students[0].get(&path).await.ok()["className"] != "Algebra II" {
+        assert!(began.elapsed() < rollcall_testkit::server::PATIENCE);
+    }
 
     let (good, bad) = (json!({"className": "X"}), json!({"className": ""}));
     let nowhere = format!("/class/{NOBODY}");
