@@ -234,27 +234,20 @@ impl Account {
     /// The account after `change`.
     #[must_use]
     pub fn changed(mut self, change: AccountChange) -> Self {
-        let ends_tokens = match change {
-            AccountChange::Disable => !std::mem::replace(&mut self.disabled, true),
-            AccountChange::Enable => std::mem::replace(&mut self.disabled, false),
-            AccountChange::SetPassword(hash) => {
-                self.password_hash = hash;
-                true
-            }
+        let ends_tokens = change.ends_tokens();
+        match change {
+            AccountChange::Disable if self.disabled => return self,
+            AccountChange::Enable if !self.disabled => return self,
+            AccountChange::Disable => self.disabled = true,
+            AccountChange::Enable => self.disabled = false,
+            AccountChange::SetPassword(hash) => self.password_hash = hash,
             AccountChange::ResetPassword(hash) => {
                 self.password_hash = hash;
                 self.email_confirmed = true;
-                true
             }
-            AccountChange::ConfirmEmail => {
-                self.email_confirmed = true;
-                false
-            }
-            AccountChange::AbsenceNotices(wanted) => {
-                self.absence_notices = wanted;
-                false
-            }
-        };
+            AccountChange::ConfirmEmail => self.email_confirmed = true,
+            AccountChange::AbsenceNotices(wanted) => self.absence_notices = wanted,
+        }
         self.token_version = self.token_version.wrapping_add(u32::from(ends_tokens));
         self
     }
@@ -291,6 +284,16 @@ pub enum AccountChange {
     ConfirmEmail,
     /// Whether notices of absences are wanted.
     AbsenceNotices(bool),
+}
+
+impl AccountChange {
+    /// Whether it ends the tokens issued before, and with them a link to reset the password.
+    pub const fn ends_tokens(&self) -> bool {
+        match self {
+            Self::Disable | Self::Enable | Self::SetPassword(_) | Self::ResetPassword(_) => true,
+            Self::ConfirmEmail | Self::AbsenceNotices(_) => false,
+        }
+    }
 }
 
 #[cfg(test)]

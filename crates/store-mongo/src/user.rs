@@ -49,13 +49,7 @@ impl Users for MongoStore {
     }
 
     async fn change_user(&self, id: UserId, change: AccountChange) -> Result<Option<Account>, StoreError> {
-        if matches!(
-            change,
-            AccountChange::Disable
-                | AccountChange::Enable
-                | AccountChange::SetPassword(_)
-                | AccountChange::ResetPassword(_)
-        ) {
+        if change.ends_tokens() {
             // First: whoever has the link must not be faster.
             let reset = doc! { "_id": Reason::ResetPassword.key(id) };
             let end = doc! { "$unset": { "token": "", "dueAt": "" } };
